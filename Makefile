@@ -1,0 +1,97 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+IMAGE    ?= clarionlb/clarion:$(VERSION)
+FUZZTIME ?= 30s
+
+TOOL := go tool -modfile=internal/tools/go.mod
+LAB  := go run ./test/lab/cmd/lab
+
+##@ Everyday
+
+.PHONY: help
+help: ## show this help
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build controller, speaker and kubectl-clarion into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o bin/ ./controller ./speaker ./kubectl-clarion
+
+.PHONY: generate
+generate: ## write deepcopy functions and CRDs anew after a change in api/
+	$(TOOL) controller-gen object paths=./api/...
+	$(TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin
+
+##@ Test
+
+.PHONY: test
+test: deps lint generated unit crd e2e ## everything; what must pass before a commit
+
+.PHONY: deps
+deps: ## install the Debian packages that tests and the lab need (as root; says what is missing otherwise)
+	@$(LAB) deps
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w:"; echo "$$files"; exit 1; fi
+	go vet ./...
+	$(TOOL) staticcheck ./...
+
+.PHONY: generated
+generated: ## check that generated files are up to date
+	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
+	$(TOOL) controller-gen object paths=./api/v1beta1 output:object:dir="$$new"; \
+	$(TOOL) controller-gen crd paths=./api/... output:crd:dir="$$new/crd"; \
+	diff -u api/v1beta1/zz_generated.deepcopy.go "$$new/zz_generated.deepcopy.go" && \
+	diff -ru -x kustomization.yaml config/crd "$$new/crd" || { echo "generated files are out of date: run make generate"; exit 1; }
+
+.PHONY: unit
+unit: ## unit tests with the race detector; those of the network stack need root and make their own namespaces
+	go test -race -timeout 10m $$(go list ./... | grep -v -e /test/crd -e /test/e2e)
+
+.PHONY: crd
+crd: ## every rule of the CRDs and every manifest, against a real kube-apiserver
+	go test -count=1 -timeout 20m ./test/crd
+
+.PHONY: e2e
+e2e: ## end to end: a real Kubernetes in network namespaces, with routers and clients
+	go test -count=1 -timeout 30m ./test/e2e/...
+
+.PHONY: bench
+bench: ## benchmarks
+	go test -run='^$$' -bench=. -benchmem $$(go list ./... | grep -v /test/)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz test for FUZZTIME (30s)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | while read -r file; do \
+	  sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file" | while read -r name; do \
+	    echo "$$(dirname "$$file") $$name"; \
+	    go test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) "$$(dirname "$$file")"; \
+	  done; \
+	done
+
+##@ Lab
+
+.PHONY: lab
+lab: deps ## bring up a Kubernetes cluster with routers and clients, run Clarion in it, and show it round (as root)
+	@$(LAB) up
+
+.PHONY: lab-status
+lab-status: ## show what runs in the lab
+	@$(LAB) status
+
+.PHONY: lab-down
+lab-down: ## take the lab down
+	@$(LAB) down
+
+##@ Release
+
+.PHONY: image
+image: ## build the container image IMAGE
+	docker build -t $(IMAGE) .
