@@ -1,0 +1,186 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// ShrinkPolicy says what happens to an assigned address that is no longer in its pool.
+// +kubebuilder:validation:Enum=Keep;Reallocate
+type ShrinkPolicy string
+
+const (
+	// ShrinkKeep leaves the Service its address, with the reason OutOfPool in its Allocated condition.
+	ShrinkKeep ShrinkPolicy = "Keep"
+	// ShrinkReallocate gives the Service another address at once.
+	ShrinkReallocate ShrinkPolicy = "Reallocate"
+)
+
+// IPAddressPoolSpec says which addresses there are and who may have them.
+type IPAddressPoolSpec struct {
+	// addresses are the pool's addresses. Each entry is a CIDR ("203.0.113.0/24"), a range ("203.0.113.10-203.0.113.20",
+	// both ends included) or a single address. IPv4 and IPv6 may be mixed in a pool, not in one range.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=128
+	// +listType=set
+	Addresses []AddressRange `json:"addresses"`
+
+	// excludeAddresses are never given out, though they are within addresses. Same syntax as addresses.
+	// +kubebuilder:validation:MaxItems=128
+	// +listType=set
+	// +optional
+	ExcludeAddresses []AddressRange `json:"excludeAddresses,omitempty"`
+
+	// reservations hold single addresses for single Services: such an address is given to no other Service, and to
+	// this one without its asking.
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=map
+	// +listMapKey=address
+	// +optional
+	Reservations []Reservation `json:"reservations,omitempty"`
+
+	// autoAssign set to false keeps the pool for Services that ask for it, by its name or by one of its addresses.
+	// +kubebuilder:default=true
+	// +optional
+	AutoAssign *bool `json:"autoAssign,omitempty"`
+
+	// avoidBuggyIPs skips IPv4 addresses that end in .0 or .255, which some old equipment drops.
+	// +kubebuilder:default=false
+	// +optional
+	AvoidBuggyIPs bool `json:"avoidBuggyIPs,omitempty"`
+
+	// serviceAllocation restricts the pool to some Services and orders pools. Services it does not admit get no
+	// address of this pool, whatever they ask for.
+	// +optional
+	ServiceAllocation *ServiceAllocation `json:"serviceAllocation,omitempty"`
+
+	// onShrink says what happens to an assigned address that an edit takes out of the pool: Keep leaves it to its
+	// Service, Reallocate gives that Service another.
+	// +kubebuilder:default=Keep
+	// +optional
+	OnShrink ShrinkPolicy `json:"onShrink,omitempty"`
+
+	// reuseDelay is how long a released address rests before another Service may have it, so that neighbour caches
+	// and connections to its last Service die first. It is given up when no other address is left. Between 0s and 24h.
+	// +kubebuilder:default="60s"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}([.][0-9]{1,9})?(ns|us|µs|ms|s|m|h))+)$') && duration(self) <= duration('24h')",message="reuseDelay must be a duration between 0s and 24h, such as 60s"
+	// +optional
+	ReuseDelay *metav1.Duration `json:"reuseDelay,omitempty"`
+
+	// sharing says how far Services may share one address of this pool with the annotation clarionlb.io/allow-shared-ip.
+	// +optional
+	Sharing *Sharing `json:"sharing,omitempty"`
+}
+
+// AddressRange is a CIDR, a range "first-last" or a single address.
+//
+// The order of a range's ends is checked here for IPv4 only, since CEL has no order on addresses and bounds what a
+// rule may cost; an IPv6 range in the wrong order makes the pool's Ready condition False.
+// +kubebuilder:validation:MaxLength=96
+// +kubebuilder:validation:XValidation:rule="self.contains('-') || isIP(self) || isCIDR(self)",message="must be a CIDR (203.0.113.0/24), a range (203.0.113.10-203.0.113.20) or an address"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self) == cidr(self).masked()",message="the CIDR has bits set outside its mask: write its network address"
+// +kubebuilder:validation:XValidation:rule="!self.contains('-') || (self.split('-').size() == 2 && self.split('-').all(a, isIP(a.trim())))",message="a range must be two addresses with a '-' between them"
+// +kubebuilder:validation:XValidation:rule="!self.contains('-') || self.split('-').size() != 2 || !isIP(self.split('-')[0].trim()) || !isIP(self.split('-')[1].trim()) || ip(self.split('-')[0].trim()).family() == ip(self.split('-')[1].trim()).family()",message="a range must not mix IPv4 and IPv6"
+// +kubebuilder:validation:XValidation:rule="!self.matches('^ *[0-9]{1,3}([.][0-9]{1,3}){3} *- *[0-9]{1,3}([.][0-9]{1,3}){3} *$') || [self.replace('-', '.').split('.').map(o, int(o.trim()))].all(o, o[0] * 16777216 + o[1] * 65536 + o[2] * 256 + o[3] <= o[4] * 16777216 + o[5] * 65536 + o[6] * 256 + o[7])",message="the range starts after its end: write the lower address first"
+type AddressRange string
+
+// Reservation holds one address for one Service.
+type Reservation struct {
+	// address is the reserved address, in canonical form ("2001:db8::1"), so that no address is reserved twice.
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="must be an IP address"
+	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip.isCanonical(self)",message="must be in canonical form: IPv6 in lower case, without leading zeros, the longest run of zeros as '::'"
+	Address string `json:"address"`
+	// namespace of the Service.
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Namespace string `json:"namespace"`
+	// name of the Service.
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+}
+
+// ServiceAllocation restricts a pool to some Services and orders pools.
+type ServiceAllocation struct {
+	// priority orders pools: the lower number is tried first; 0 and unset come last. Pools of equal priority are
+	// tried in the order of their names.
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=2147483647
+	// +optional
+	Priority int `json:"priority,omitempty"`
+
+	// namespaces admits Services of these namespaces.
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +listType=set
+	// +optional
+	Namespaces []string `json:"namespaces,omitempty"`
+
+	// namespaceSelectors admits Services of namespaces that one of the selectors matches, besides those in namespaces.
+	// +kubebuilder:validation:MaxItems=32
+	// +listType=set
+	// +optional
+	NamespaceSelectors []metav1.LabelSelector `json:"namespaceSelectors,omitempty"`
+
+	// serviceSelectors admits only Services that one of the selectors matches, on top of the namespace rules.
+	// +kubebuilder:validation:MaxItems=32
+	// +listType=set
+	// +optional
+	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
+}
+
+// Sharing says how far Services may share one address.
+type Sharing struct {
+	// crossNamespace allows Services of different namespaces to share an address when they have the same sharing key.
+	// +kubebuilder:default=false
+	// +optional
+	CrossNamespace bool `json:"crossNamespace,omitempty"`
+}
+
+// IPAddressPoolStatus says how full the pool is and whether it is in use as written.
+type IPAddressPoolStatus struct {
+	// assignedIPv4 is the number of the pool's IPv4 addresses that Services have.
+	AssignedIPv4 int64 `json:"assignedIPv4"`
+	// assignedIPv6 is the number of the pool's IPv6 addresses that Services have.
+	AssignedIPv6 int64 `json:"assignedIPv6"`
+	// availableIPv4 is the number of the pool's IPv4 addresses that could still be given out.
+	AvailableIPv4 int64 `json:"availableIPv4"`
+	// availableIPv6 is the number of the pool's IPv6 addresses that could still be given out; it stops at 2^63-1.
+	AvailableIPv6 int64 `json:"availableIPv6"`
+	// conditions: Ready, and Conflict where there is one.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// IPAddressPool is a set of addresses that Services of type LoadBalancer get theirs from.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,shortName=pool,categories=clarion
+// +kubebuilder:printcolumn:name="Auto",type=boolean,JSONPath=`.spec.autoAssign`
+// +kubebuilder:printcolumn:name="Used v4",type=integer,JSONPath=`.status.assignedIPv4`
+// +kubebuilder:printcolumn:name="Free v4",type=integer,JSONPath=`.status.availableIPv4`
+// +kubebuilder:printcolumn:name="Used v6",type=integer,JSONPath=`.status.assignedIPv6`
+// +kubebuilder:printcolumn:name="Free v6",type=integer,JSONPath=`.status.availableIPv6`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Addresses",type=string,JSONPath=`.spec.addresses`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
+type IPAddressPool struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec IPAddressPoolSpec `json:"spec"`
+	// +optional
+	Status IPAddressPoolStatus `json:"status,omitempty"`
+}
+
+// IPAddressPoolList is a list of IPAddressPool.
+// +kubebuilder:object:root=true
+type IPAddressPoolList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []IPAddressPool `json:"items"`
+}

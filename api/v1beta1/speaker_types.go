@@ -1,0 +1,151 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// SpeakerStatus is what the speaker on one node does, and why not more. The speaker writes it, only when it changes.
+type SpeakerStatus struct {
+	// version of the speaker.
+	// +optional
+	Version string `json:"version,omitempty"`
+
+	// addresses are the node addresses at which this speaker can be joined by its fellows.
+	// +listType=atomic
+	// +optional
+	Addresses []string `json:"addresses,omitempty"`
+
+	// members are the names of the nodes whose speakers this one knows to be alive, itself included.
+	// +listType=atomic
+	// +optional
+	Members []string `json:"members,omitempty"`
+
+	// gate says why the node does not attract traffic while others can: its Service proxy is unhealthy, or it is being
+	// drained. Empty when nothing speaks against it.
+	// +optional
+	Gate string `json:"gate,omitempty"`
+
+	// layer2 are the addresses that this node answers ARP and NDP for.
+	// +listType=map
+	// +listMapKey=address
+	// +optional
+	Layer2 []Layer2Status `json:"layer2,omitempty"`
+
+	// sessions are the node's BGP sessions.
+	// +listType=map
+	// +listMapKey=peer
+	// +optional
+	Sessions []SessionStatus `json:"sessions,omitempty"`
+
+	// conflicts are addresses that a stranger on the local network claims.
+	// +listType=atomic
+	// +optional
+	Conflicts []AddressConflict `json:"conflicts,omitempty"`
+
+	// problems are configuration objects that this node cannot use as written, and why.
+	// +listType=atomic
+	// +optional
+	Problems []Problem `json:"problems,omitempty"`
+
+	// conditions: Ready.
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Layer2Status is an address that the node answers ARP or NDP for.
+type Layer2Status struct {
+	// address that is answered for.
+	Address string `json:"address"`
+	// services that the address belongs to, as namespace/name.
+	// +listType=atomic
+	Services []string `json:"services"`
+	// interfaces it is answered on.
+	// +listType=atomic
+	Interfaces []string `json:"interfaces"`
+}
+
+// SessionStatus is a BGP session.
+type SessionStatus struct {
+	// peer is the name of the BGPPeer.
+	Peer string `json:"peer"`
+	// address of the peer.
+	// +optional
+	Address string `json:"address,omitempty"`
+	// state of the session as in RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established.
+	State string `json:"state"`
+	// since is when the session entered or left the state Established.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// peerASN is the AS number that the peer gave in its OPEN message.
+	// +optional
+	PeerASN int64 `json:"peerASN,omitempty"`
+	// families that both sides agreed on: IPv4, IPv6.
+	// +listType=atomic
+	// +optional
+	Families []string `json:"families,omitempty"`
+	// holdTimeSeconds is the negotiated hold time, in seconds; 0 is none.
+	// +optional
+	HoldTimeSeconds int32 `json:"holdTimeSeconds,omitempty"`
+	// keepaliveSeconds is the time between keepalive messages, in seconds; 0 is none.
+	// +optional
+	KeepaliveSeconds int32 `json:"keepaliveSeconds,omitempty"`
+	// prefixesIPv4 is the number of IPv4 prefixes that are announced in this session.
+	PrefixesIPv4 int32 `json:"prefixesIPv4"`
+	// prefixesIPv6 is the number of IPv6 prefixes that are announced in this session.
+	PrefixesIPv6 int32 `json:"prefixesIPv6"`
+	// gracefulRestart says that both sides agreed on graceful restart.
+	// +optional
+	GracefulRestart bool `json:"gracefulRestart,omitempty"`
+	// bfd is the state of the BFD session: AdminDown, Down, Init, Up. Empty without BFD.
+	// +optional
+	BFD string `json:"bfd,omitempty"`
+	// lastError is why the session went down or does not come up.
+	// +optional
+	LastError string `json:"lastError,omitempty"`
+}
+
+// AddressConflict is an address that a stranger on the local network claims.
+type AddressConflict struct {
+	// address that is claimed.
+	Address string `json:"address"`
+	// hardwareAddress of the claimant.
+	HardwareAddress string `json:"hardwareAddress"`
+	// interface the claim was heard on.
+	Interface string `json:"interface"`
+	// since is when the claim was first heard.
+	Since metav1.Time `json:"since"`
+}
+
+// Problem is a configuration object that cannot be used as written.
+type Problem struct {
+	// object is the kind and name of the object, as Kind/name.
+	Object string `json:"object"`
+	// message says which field is wrong and what would be right.
+	Message string `json:"message"`
+}
+
+// Speaker is what the speaker on the node of the same name does. It is written by that speaker and owned by its Node.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=clarion
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Members",type=string,JSONPath=`.status.members`
+// +kubebuilder:printcolumn:name="Layer2",type=string,JSONPath=`.status.layer2[*].address`
+// +kubebuilder:printcolumn:name="Sessions",type=string,JSONPath=`.status.sessions[*].state`
+// +kubebuilder:printcolumn:name="Version",type=string,priority=1,JSONPath=`.status.version`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type Speaker struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Status SpeakerStatus `json:"status,omitempty"`
+}
+
+// SpeakerList is a list of Speaker.
+// +kubebuilder:object:root=true
+type SpeakerList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Speaker `json:"items"`
+}
