@@ -1,0 +1,132 @@
+package config
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+)
+
+func named[T metav1.Object](o T, name string) T { o.SetName(name); return o }
+
+func ptr[T any](v T) *T { return &v }
+
+func badSelector() []metav1.LabelSelector {
+	return []metav1.LabelSelector{{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "a", Operator: "Sometimes"}}}}
+}
+
+// objects is a set in which every kind has a good object and a bad one, and every bad one is bad in its own way.
+func objects() Objects {
+	return Objects{
+		Pools: []*v1beta1.IPAddressPool{named(&v1beta1.IPAddressPool{}, "lan")},
+		L2Advertisements: []*v1beta1.L2Advertisement{
+			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"lan"}}}, "good"),
+			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"lan", "wan"}}}, "half"),
+			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{NodeSelectors: badSelector()}}, "bad"),
+		},
+		BGPAdvertisements: []*v1beta1.BGPAdvertisement{
+			named(&v1beta1.BGPAdvertisement{Spec: v1beta1.BGPAdvertisementSpec{Communities: []v1beta1.CommunityReference{"blue", "no-export", "64500:1"}}}, "good"),
+			named(&v1beta1.BGPAdvertisement{Spec: v1beta1.BGPAdvertisementSpec{Communities: []v1beta1.CommunityReference{"red"}}}, "bad"),
+			named(&v1beta1.BGPAdvertisement{Spec: v1beta1.BGPAdvertisementSpec{Peers: []string{"tor1", "tor9"}}}, "half"),
+		},
+		BGPPeers: []*v1beta1.BGPPeer{
+			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.1", BFDProfile: "fast"}}, "tor1"),
+			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.1", BFDProfile: "slow"}}, "nobfd"),
+			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "router"}}, "bad"),
+			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.3",
+				HoldTime: &metav1.Duration{Duration: 9 * time.Second}, KeepaliveTime: &metav1.Duration{Duration: 4 * time.Second}}}, "tight"),
+		},
+		BFDProfiles: []*v1beta1.BFDProfile{
+			named(&v1beta1.BFDProfile{Spec: v1beta1.BFDProfileSpec{TransmitInterval: ptr(int32(50))}}, "fast"),
+			named(&v1beta1.BFDProfile{Spec: v1beta1.BFDProfileSpec{EchoMode: ptr(true)}}, "echo"),
+		},
+		Communities: []*v1beta1.Community{
+			named(&v1beta1.Community{Spec: v1beta1.CommunitySpec{Communities: []v1beta1.CommunityAlias{{Name: "blue", Value: "large:1:2:3"}}}}, "a"),
+			named(&v1beta1.Community{Spec: v1beta1.CommunitySpec{Communities: []v1beta1.CommunityAlias{{Name: "blue", Value: "1:2"}, {Name: "odd", Value: "1:x"}}}}, "b"),
+		},
+	}
+}
+
+func TestOneBadObjectDisablesItselfOnly(t *testing.T) {
+	cfg, problems := Parse(objects())
+	var got strings.Builder
+	for _, p := range problems {
+		fmt.Fprintf(&got, "%s/%s %s disabled=%v: %s\n", p.Kind, p.Name, p.Reason, p.Disabled, p.Message)
+	}
+	want := `Community/b DuplicateCommunity disabled=false: spec.communities[0].name: "blue" is defined as large:1:2:3 by another Community object, which is used; remove one of them
+Community/b Invalid disabled=false: spec.communities[1].value: community "1:x": "x" is not a number between 0 and 65535
+BFDProfile/echo Unsupported disabled=false: spec.echoMode: echo packets are not sent; sessions work without them
+BGPPeer/bad Invalid disabled=true: spec.peerAddress: "router" is not an IP address
+BGPPeer/nobfd BFDProfileNotFound disabled=false: spec.bfdProfile: there is no BFDProfile "slow"; the session runs without BFD until there is
+BGPPeer/tight Invalid disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive can end the session; at most 3s is advised
+L2Advertisement/bad Invalid disabled=true: spec.nodeSelectors[0]: "Sometimes" is not a valid label selector operator
+L2Advertisement/half PoolNotFound disabled=false: spec.ipAddressPools: there is no IPAddressPool "wan"; create it or correct the name
+BGPAdvertisement/bad UnknownCommunity disabled=true: spec.communities[0]: community "red" is neither a well-known name nor defined by a Community object; nothing is announced by this object until it is
+BGPAdvertisement/half PeerNotFound disabled=false: spec.peers: there is no BGPPeer "tor9"; create it or correct the name
+`
+	if got.String() != want {
+		t.Errorf("problems:\n%s\nwant:\n%s", got.String(), want)
+	}
+
+	var used strings.Builder
+	for _, a := range cfg.L2 {
+		fmt.Fprintf(&used, "l2 %s\n", a.Name)
+	}
+	for _, a := range cfg.BGP {
+		fmt.Fprintf(&used, "bgp %s %v\n", a.Name, a.Attrs.Communities)
+	}
+	for _, p := range cfg.Peers {
+		fmt.Fprintf(&used, "peer %s bfd=%v\n", p.Name, p.BFD != nil)
+	}
+	if want := "l2 good\nl2 half\nbgp good [64500:1 65535:65281 large:1:2:3]\nbgp half []\npeer nobfd bfd=false\npeer tight bfd=false\npeer tor1 bfd=true\n"; used.String() != want {
+		t.Errorf("used:\n%s\nwant:\n%s", used.String(), want)
+	}
+	if tor1 := cfg.Peers[2]; tor1.BFD.Transmit != 50*time.Millisecond || tor1.BFD.Receive != 300*time.Millisecond || tor1.Port != 179 || tor1.MaxPrefixes != 100_000 {
+		t.Errorf("defaults: %+v, BFD %+v", tor1, tor1.BFD)
+	}
+}
+
+func TestOrderOfObjectsDoesNotMatter(t *testing.T) {
+	cfg, problems := Parse(objects())
+	want := fmt.Sprintf("%+v %+v", cfg.BGP, problems)
+	r := rand.New(rand.NewPCG(7, 8))
+	for range 50 {
+		o := objects()
+		r.Shuffle(len(o.Communities), func(i, j int) { o.Communities[i], o.Communities[j] = o.Communities[j], o.Communities[i] })
+		r.Shuffle(len(o.BGPAdvertisements), func(i, j int) {
+			o.BGPAdvertisements[i], o.BGPAdvertisements[j] = o.BGPAdvertisements[j], o.BGPAdvertisements[i]
+		})
+		r.Shuffle(len(o.BGPPeers), func(i, j int) { o.BGPPeers[i], o.BGPPeers[j] = o.BGPPeers[j], o.BGPPeers[i] })
+		cfg, problems := Parse(o)
+		if got := fmt.Sprintf("%+v %+v", cfg.BGP, problems); got != want {
+			t.Fatalf("got:\n%s\nwant:\n%s", got, want)
+		}
+	}
+}
+
+func TestSelectors(t *testing.T) {
+	red, _ := labels.Parse("colour=red")
+	blue, _ := labels.Parse("colour=blue")
+	for _, tt := range []struct {
+		s    Selectors
+		l    labels.Set
+		want bool
+	}{
+		{nil, nil, true},
+		{nil, labels.Set{"colour": "red"}, true},
+		{Selectors{red}, labels.Set{"colour": "red"}, true},
+		{Selectors{red}, labels.Set{"colour": "blue"}, false},
+		{Selectors{red}, nil, false},
+		{Selectors{red, blue}, labels.Set{"colour": "blue"}, true},
+	} {
+		if got := tt.s.Match(tt.l); got != tt.want {
+			t.Errorf("%v on %v: %v, want %v", tt.s, tt.l, got, tt.want)
+		}
+	}
+}

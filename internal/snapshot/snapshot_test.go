@@ -1,0 +1,227 @@
+package snapshot
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+func loadBalancer(name string, addrs ...string) *corev1.Service {
+	svc := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1"}},
+		Status:     corev1.ServiceStatus{Conditions: []metav1.Condition{{Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue}}},
+	}
+	for _, a := range addrs {
+		svc.Status.LoadBalancer.Ingress = append(svc.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
+	}
+	return svc
+}
+
+func slice(endpoints ...discoveryv1.Endpoint) *discoveryv1.EndpointSlice {
+	return &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4, Endpoints: endpoints}
+}
+
+func endpoint(node string, ready, serving, terminating *bool) discoveryv1.Endpoint {
+	e := discoveryv1.Endpoint{Addresses: []string{"10.244.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ready, Serving: serving, Terminating: terminating}}
+	if node != "" {
+		e.NodeName = &node
+	}
+	return e
+}
+
+// known is a snapshot in which the first changes have been taken.
+func known() *Snapshot {
+	s := New(true)
+	s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+	s.Changes()
+	return s
+}
+
+func addrs(c Changes) string {
+	slices.SortFunc(c.Addrs, netip.Addr.Compare)
+	return strings.Trim(fmt.Sprint(c.Addrs), "[]")
+}
+
+// Which addresses of a Service are announced, and of which Services.
+func TestClaims(t *testing.T) {
+	for _, tt := range []struct {
+		what string
+		edit func(*corev1.Service)
+		want string
+	}{
+		{"ours", func(*corev1.Service) {}, "[LoadBalancerIP]"},
+		{"of our class", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr(v1beta1.LoadBalancerClass) }, "[LoadBalancerIP]"},
+		{"of another class", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr("example.com/other") }, "[]"},
+		{"given by somebody else", func(s *corev1.Service) { s.Status.Conditions = nil }, "[]"},
+		{"no longer of type LoadBalancer", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }, "[]"},
+		{"external address as well", func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"192.0.2.1"} }, "[LoadBalancerIP ExternalIP]"},
+		{"headless", func(s *corev1.Service) { s.Spec.ClusterIP = corev1.ClusterIPNone }, "[]"},
+		{"ExternalName", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeExternalName }, "[]"},
+	} {
+		s := known()
+		svc := loadBalancer("web", "192.0.2.1")
+		tt.edit(svc)
+		s.service("default/web", svc)
+		var types []v1beta1.AddressType
+		for _, c := range s.ClaimsOn(netip.MustParseAddr("192.0.2.1")) {
+			types = append(types, c.Type)
+		}
+		if got := fmt.Sprint(types); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.what, got, tt.want)
+		}
+	}
+}
+
+// A change makes dirty what depends on it, and nothing else.
+func TestCostFollowsTheChange(t *testing.T) {
+	s := known()
+	s.service("default/web", loadBalancer("web", "192.0.2.1"))
+	s.service("default/api", loadBalancer("api", "192.0.2.2"))
+	s.Changes()
+	step := func(what, want string, all bool, f func()) {
+		t.Helper()
+		f()
+		c := s.Changes()
+		if got := addrs(c); c.All != all || !all && got != want {
+			t.Errorf("%s: dirty %q all=%v, want %q all=%v", what, got, c.All, want, all)
+		}
+	}
+	yes, no := true, false
+	step("nothing", "", false, func() {})
+	step("same Service", "", false, func() { s.service("default/web", loadBalancer("web", "192.0.2.1")) })
+	step("endpoint", "10.96.0.1 192.0.2.1", false, func() { s.endpointSlice("default/web", "web-1", slice(endpoint("a", &yes, nil, nil))) })
+	step("same endpoints in other slices", "", false, func() {
+		s.endpointSlice("default/web", "web-2", slice(endpoint("a", &no, nil, nil)))
+	})
+	step("endpoints of an unknown Service", "", false, func() { s.endpointSlice("default/later", "x", slice(endpoint("a", &yes, nil, nil))) })
+	step("address moved", "192.0.2.1 192.0.2.3", false, func() { s.service("default/web", loadBalancer("web", "192.0.2.3")) })
+	step("policy", "10.96.0.1 192.0.2.3", false, func() {
+		svc := loadBalancer("web", "192.0.2.3")
+		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		s.service("default/web", svc)
+	})
+	step("deleted", "10.96.0.1 192.0.2.3", false, func() { s.service("default/web", nil) })
+	step("heartbeat of a node", "", false, func() {
+		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady}}}})
+	})
+	step("label of a node", "", true, func() {
+		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"x": "y"}}})
+	})
+	step("fellow", "", true, func() { s.Fellows(map[string]Fellow{"a": {}}) })
+	step("same fellow", "", false, func() { s.Fellows(map[string]Fellow{"a": {}}) })
+	step("ServiceCIDR", "", true, func() {
+		s.serviceCIDR("kubernetes", &networkingv1.ServiceCIDR{Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}})
+	})
+	ad := &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "x", Generation: 1}}
+	step("advertisement", "", true, func() { configObject(s, s.objects.l2)("x", ad, false) })
+	written := ad.DeepCopy()
+	written.Status.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady}}
+	step("status of an advertisement", "", false, func() { configObject(s, s.objects.l2)("x", written, false) })
+}
+
+// Endpoints are counted as the Service proxy counts them.
+func TestEndpoints(t *testing.T) {
+	yes, no := true, false
+	s := known()
+	s.service("default/web", loadBalancer("web", "192.0.2.1"))
+	for _, tt := range []struct {
+		what               string
+		e                  discoveryv1.Endpoint
+		ready, terminating int
+	}{
+		{"ready", endpoint("a", &yes, &yes, &no), 1, 0},
+		{"unset means ready", endpoint("a", nil, nil, nil), 1, 0},
+		{"not ready", endpoint("a", &no, &no, &no), 0, 0},
+		{"terminating but serving", endpoint("a", &no, &yes, &yes), 0, 1},
+		{"terminating and done", endpoint("a", &no, &no, &yes), 0, 0},
+		{"not ready though serving", endpoint("a", &no, &yes, &no), 0, 0},
+	} {
+		s.endpointSlice("default/web", "one", slice(tt.e))
+		e := s.services["default/web"].Endpoints4
+		if e.Ready["a"] != tt.ready || e.Terminating["a"] != tt.terminating {
+			t.Errorf("%s: %+v, want %d ready, %d terminating", tt.what, e, tt.ready, tt.terminating)
+		}
+	}
+	six := slice(endpoint("", &yes, nil, nil))
+	six.AddressType = discoveryv1.AddressTypeIPv6
+	s.endpointSlice("default/web", "one", six)
+	if svc := s.services["default/web"]; len(svc.Endpoints4.Ready) != 0 || svc.Endpoints6.Ready[""] != 1 {
+		t.Errorf("an IPv6 endpoint without a node: %+v %+v", svc.Endpoints4, svc.Endpoints6)
+	}
+}
+
+// An address whose pool an edit took it out of keeps the announcements of that pool.
+func TestPoolOfAnAddressThatFellOut(t *testing.T) {
+	s := known()
+	set := func(spec string) {
+		configObject(s, s.objects.pools)("lan", &v1beta1.IPAddressPool{
+			ObjectMeta: metav1.ObjectMeta{Name: "lan", UID: "1", Generation: rand.Int64()},
+			Spec:       v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{v1beta1.AddressRange(spec)}},
+		}, false)
+		s.Changes()
+	}
+	a := netip.MustParseAddr("192.0.2.1")
+	s.service("default/web", loadBalancer("web", a.String()))
+	set("192.0.2.0/24")
+	if p := s.View().PoolOf(a); p != "lan" {
+		t.Fatalf("pool %q", p)
+	}
+	set("198.51.100.0/24")
+	if p := s.View().PoolOf(a); p != "lan" {
+		t.Errorf("pool %q after the edit, want still lan", p)
+	}
+	s.service("default/web", nil)
+	if p := s.View().PoolOf(a); p != "" {
+		t.Errorf("pool %q after the Service is gone, want none", p)
+	}
+}
+
+// Whatever the order of events, what is known in the end is the same: the index of addresses matches the Services.
+func TestRandomEvents(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	s := known()
+	for range 5000 {
+		name := fmt.Sprintf("s%d", r.IntN(5))
+		switch r.IntN(3) {
+		case 0:
+			s.service("default/"+name, nil)
+		case 1:
+			s.service("default/"+name, loadBalancer(name, fmt.Sprintf("192.0.2.%d", r.IntN(4)), fmt.Sprintf("192.0.2.%d", r.IntN(4))))
+		case 2:
+			s.endpointSlice("default/"+name, "x", slice(endpoint("a", nil, nil, nil)))
+		}
+		if r.IntN(4) == 0 {
+			s.Changes()
+		}
+		n := 0
+		for addr, keys := range s.byAddr {
+			if len(keys) == 0 {
+				t.Fatalf("%s is kept though nobody claims it", addr)
+			}
+			for key := range keys {
+				if n++; s.claimed[key][addr] == nil || s.services[key] == nil {
+					t.Fatalf("%s is held for %s, which does not claim it", addr, key)
+				}
+			}
+		}
+		for _, m := range s.claimed {
+			n -= len(m)
+		}
+		if n != 0 {
+			t.Fatalf("the index and the claims differ by %d", n)
+		}
+	}
+}

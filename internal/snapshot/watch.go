@@ -1,0 +1,138 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+)
+
+// Watch feeds a cache's objects of every kind that decisions are made of into the snapshot, and calls changed after each.
+// The returned functions say when the objects that there are have all been taken in: before that, the snapshot is not
+// complete, and unknown is not empty.
+func (s *Snapshot) Watch(ctx context.Context, c cache.Cache, changed func()) ([]toolscache.InformerSynced, error) {
+	var synced []toolscache.InformerSynced
+	var errs []error
+	add := func(has toolscache.InformerSynced, err error) {
+		synced, errs = append(synced, has), append(errs, err)
+	}
+	add(feed(ctx, c, s, changed, func(key string, o *corev1.Service, gone bool) { s.service(key, unless(gone, o)) }))
+	add(feed(ctx, c, s, changed, func(_ string, o *discoveryv1.EndpointSlice, gone bool) {
+		s.endpointSlice(o.Namespace+"/"+o.Labels[discoveryv1.LabelServiceName], o.Name, unless(gone, o))
+	}))
+	add(feed(ctx, c, s, changed, func(key string, o *corev1.Node, gone bool) { s.node(key, unless(gone, o)) }))
+	add(feed(ctx, c, s, changed, func(key string, o *networkingv1.ServiceCIDR, gone bool) { s.serviceCIDR(key, unless(gone, o)) }))
+	add(feed(ctx, c, s, changed, configObject(s, s.objects.pools)))
+	add(feed(ctx, c, s, changed, configObject(s, s.objects.l2)))
+	add(feed(ctx, c, s, changed, configObject(s, s.objects.bgp)))
+	add(feed(ctx, c, s, changed, configObject(s, s.objects.peers)))
+	add(feed(ctx, c, s, changed, configObject(s, s.objects.bfd)))
+	add(feed(ctx, c, s, changed, configObject(s, s.objects.comms)))
+	return synced, errors.Join(errs...)
+}
+
+// object is a pointer to a Kubernetes object.
+type object[T any] interface {
+	*T
+	client.Object
+}
+
+func feed[T any, P object[T]](ctx context.Context, c cache.Cache, s *Snapshot, changed func(), f func(string, P, bool)) (toolscache.InformerSynced, error) {
+	return On(ctx, c, func(key string, o P, gone bool) {
+		s.Lock()
+		f(key, o, gone)
+		s.Unlock()
+		changed()
+	})
+}
+
+func unless[T any](gone bool, o *T) *T {
+	if gone {
+		return nil
+	}
+	return o
+}
+
+// On calls f with every object of a kind that a cache has, now and whenever one changes, and once more when it is gone.
+// The key is namespace/name, or the name of a cluster-scoped object.
+func On[T any, P object[T]](ctx context.Context, c cache.Cache, f func(key string, obj P, gone bool)) (toolscache.InformerSynced, error) {
+	call := func(o any, gone bool) {
+		obj := o.(P)
+		key := obj.GetName()
+		if ns := obj.GetNamespace(); ns != "" {
+			key = ns + "/" + key
+		}
+		f(key, obj, gone)
+	}
+	inf, err := c.GetInformer(ctx, P(new(T)), cache.BlockUntilSynced(false))
+	if err != nil {
+		return nil, fmt.Errorf("watching %T: %w", *new(T), err)
+	}
+	reg, err := inf.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { call(o, false) },
+		UpdateFunc: func(_, o any) { call(o, false) },
+		DeleteFunc: func(o any) {
+			if d, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+				o = d.Obj
+			}
+			call(o, true)
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watching %T: %w", *new(T), err)
+	}
+	return reg.HasSynced, nil
+}
+
+// configObject takes in a configuration object. Only what its user writes counts as a change, not its status.
+func configObject[T any, P object[T]](s *Snapshot, to map[string]P) func(string, P, bool) {
+	return func(name string, obj P, gone bool) {
+		old := to[name]
+		if gone {
+			delete(to, name)
+		} else {
+			to[name] = obj
+		}
+		if gone || old == nil || old.GetUID() != obj.GetUID() || old.GetGeneration() != obj.GetGeneration() ||
+			!maps.Equal(old.GetLabels(), obj.GetLabels()) {
+			s.dirtyConfig = true
+		}
+	}
+}
+
+// Trim drops from objects what a snapshot does not use; it is a cache's transform. It must keep every field that this
+// package reads.
+func Trim(o any) (any, error) {
+	if m, ok := o.(metav1.Object); ok {
+		m.SetManagedFields(nil)
+	}
+	switch o := o.(type) {
+	case *corev1.Service:
+		o.Annotations = nil
+		o.Spec.Ports, o.Spec.Selector = nil, nil
+	case *corev1.Node:
+		drain := o.Annotations[v1beta1.AnnotationDrain]
+		if o.Annotations = nil; drain != "" {
+			o.Annotations = map[string]string{v1beta1.AnnotationDrain: drain}
+		}
+		o.Status = corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: o.Status.Conditions}
+	case *discoveryv1.EndpointSlice:
+		o.Annotations, o.Ports = nil, nil
+		o.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName]}
+		for i := range o.Endpoints {
+			e := &o.Endpoints[i]
+			e.Addresses, e.TargetRef, e.Hints, e.Hostname, e.Zone, e.DeprecatedTopology = e.Addresses[:min(len(e.Addresses), 1)], nil, nil, nil, nil, nil
+		}
+	}
+	return o, nil
+}
