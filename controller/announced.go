@@ -1,0 +1,133 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/announce"
+)
+
+// Reasons of the condition Announced.
+const (
+	reasonAnnounced       = "Announced"       // every address is announced by someone
+	reasonPending         = "Pending"         // a speaker is about to
+	reasonNoAdvertisement = "NoAdvertisement" // no L2Advertisement or BGPAdvertisement selects an address
+	reasonNoEndpoint      = "NoReadyEndpoint" // nothing could answer
+	reasonNoNode          = "NoEligibleNode"  // an advertisement selects it, but no node can announce it
+	reasonSessionDown     = "SessionDown"     // by BGP only, and no session with the peers is up
+	reasonConflict        = "AddressConflict" // a stranger on the local network uses an address
+)
+
+// announced is the condition Announced of a Service: what the speakers say they do about each of its addresses, and if
+// that is nothing, why, as announce decides it. The snapshot must be locked.
+func announced(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, addrs []netip.Addr) metav1.Condition {
+	c := metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionTrue, Reason: reasonAnnounced}
+	var texts []string
+	for _, addr := range addrs {
+		by, reason, why := announcedAddr(s, speakers, addr)
+		if reason == "" {
+			texts = append(texts, fmt.Sprintf("%s %s", addr, by))
+			continue
+		}
+		if c.Status == metav1.ConditionTrue {
+			c.Status, c.Reason = metav1.ConditionFalse, reason
+		}
+		texts = append(texts, fmt.Sprintf("%s is not announced: %s", addr, why))
+	}
+	c.Message = strings.Join(texts, "; ")
+	return c
+}
+
+// announcedAddr says by whom an address is announced, or else why it is not.
+func announcedAddr(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, addr netip.Addr) (by, reason, why string) {
+	view, claims := s.View(), s.ClaimsOn(addr)
+	var how []string
+	for _, node := range slices.Sorted(maps.Keys(speakers)) {
+		if n := view.Nodes[node]; n == nil || !n.Alive {
+			continue // what a dead speaker last wrote is no longer true
+		}
+		for _, c := range speakers[node].Status.Conflicts {
+			if c.Address == addr.String() {
+				return "", reasonConflict, fmt.Sprintf("%s uses it on the network of %s of node %s; free the address or exclude it from its pool", c.HardwareAddress, c.Interface, node)
+			}
+		}
+		for _, l := range speakers[node].Status.Layer2 {
+			if l.Address == addr.String() {
+				how = append(how, fmt.Sprintf("by %s from node %s on %s", neighbourProtocol(addr), node, strings.Join(l.Interfaces, ", ")))
+			}
+		}
+	}
+
+	var from, down, whys []string
+	advertised := false
+	for _, node := range slices.Sorted(maps.Keys(view.Nodes)) {
+		d := view.ForBGP(node, addr, claims)
+		advertised = advertised || d.Advertised
+		if d.Why != "" {
+			if d.Advertised {
+				whys = append(whys, node+": "+d.Why)
+			}
+			continue
+		}
+		sessions := map[string]v1beta1.SessionStatus{}
+		if sp := speakers[node]; sp != nil && view.Nodes[node].Alive {
+			for _, ses := range sp.Status.Sessions {
+				sessions[ses.Peer] = ses
+			}
+		}
+		up := slices.ContainsFunc(d.Exports, func(e announce.Export) bool { return sessions[e.Peer].State == "Established" })
+		if up {
+			from = append(from, node)
+			continue
+		}
+		for _, e := range d.Exports {
+			ses := sessions[e.Peer]
+			down = append(down, fmt.Sprintf("%s: the session with BGPPeer %s is %s %s", node, e.Peer, cmp.Or(ses.State, "not open"), ses.LastError))
+		}
+	}
+	if len(from) > 0 {
+		how = append(how, "by BGP from "+few(from))
+	}
+	if len(how) > 0 {
+		return strings.Join(how, " and "), "", ""
+	}
+
+	l2 := view.ForLayer2(addr, claims)
+	switch {
+	case !slices.ContainsFunc(claims, func(c announce.Claim) bool { return c.HasEndpoint(addr) }):
+		return "", reasonNoEndpoint, "the Service has no ready endpoint"
+	case !l2.Advertised && !advertised:
+		return "", reasonNoAdvertisement, l2.Why + ", and no BGPAdvertisement; create one or change the selectors of one"
+	case l2.Owner != "":
+		return "", reasonPending, "node " + l2.Owner + " is about to announce it"
+	case len(down) > 0:
+		return "", reasonSessionDown, few(down)
+	case l2.Advertised:
+		whys = append([]string{l2.Why}, whys...)
+	}
+	return "", reasonNoNode, few(whys)
+}
+
+func neighbourProtocol(a netip.Addr) string {
+	if a.Is4() {
+		return "ARP"
+	}
+	return "NDP"
+}
+
+// few lists some of many.
+func few(all []string) string {
+	const most = 5
+	if n := len(all); n > most {
+		return strings.Join(all[:most], ", ") + fmt.Sprintf(" and %d more", n-most)
+	}
+	return strings.Join(all, ", ")
+}

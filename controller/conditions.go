@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/snapshot"
+)
+
+// How long changes are collected before conditions are written, and how long a failed write rests.
+const (
+	conditionsDelay = 500 * time.Millisecond
+	conditionsRetry = 5 * time.Second
+)
+
+// conditions writes what is to be said of configuration objects and of the announcing of Services: it reads the
+// configuration as speakers do, and what the speakers say of themselves, and is the only writer of both.
+type conditions struct {
+	client   client.Client
+	cache    cache.Cache
+	log      *slog.Logger
+	snapshot *snapshot.Snapshot
+	wake     chan struct{}
+	synced   []toolscache.InformerSynced
+
+	speakers map[string]*v1beta1.Speaker // guarded by the snapshot's lock
+	services map[string]bool             // Services to look at again
+}
+
+// setupConditions adds the writer to the manager. Its snapshot is kept on standbys too; only the leader writes.
+func setupConditions(mgr manager.Manager, defaultClass bool, log *slog.Logger) error {
+	c := &conditions{
+		client: mgr.GetClient(), cache: mgr.GetCache(), log: log, snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
+		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
+	}
+	ctx := context.Background() // informers run until the manager's cache ends
+	synced, err := c.snapshot.Watch(ctx, c.cache, c.poke)
+	if err != nil {
+		return err
+	}
+	speakers, err := snapshot.On(ctx, c.cache, c.speaker)
+	if err != nil {
+		return err
+	}
+	c.synced = append(synced, speakers)
+	return mgr.Add(c)
+}
+
+// NeedLeaderElection says that there is one writer.
+func (c *conditions) NeedLeaderElection() bool { return true }
+
+func (c *conditions) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// speaker takes in what a speaker says of itself.
+func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
+	c.snapshot.Lock()
+	if c.speakers[name] = sp; gone {
+		delete(c.speakers, name)
+	}
+	c.snapshot.Fellows(fellows(c.speakers))
+	c.snapshot.MarkAll()
+	c.snapshot.Unlock()
+	c.poke()
+}
+
+// fellows are the nodes whose speakers are alive: those that more than half of the speakers, by what they last wrote,
+// know as members.
+func fellows(speakers map[string]*v1beta1.Speaker) map[string]snapshot.Fellow {
+	votes := map[string]int{}
+	for _, sp := range speakers {
+		for _, m := range sp.Status.Members {
+			votes[m]++
+		}
+	}
+	out := map[string]snapshot.Fellow{}
+	for name, sp := range speakers {
+		if 2*votes[name] > len(speakers) {
+			out[name] = snapshot.Fellow{Gate: sp.Status.Gate}
+		}
+	}
+	return out
+}
+
+// Start writes until ctx ends.
+func (c *conditions) Start(ctx context.Context) error {
+	if !toolscache.WaitForCacheSync(ctx.Done(), c.synced...) {
+		return nil
+	}
+	c.snapshot.Lock()
+	c.snapshot.MarkAll()
+	c.snapshot.Unlock()
+	c.poke()
+	var due <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+			if due == nil {
+				due = time.After(conditionsDelay)
+			}
+		case <-due:
+			due = nil
+			if failed := c.write(ctx); failed && ctx.Err() == nil {
+				due = time.After(conditionsRetry)
+			}
+		}
+	}
+}
+
+// change is a status to be written.
+type change struct {
+	object client.Object
+	patch  client.Patch
+}
+
+// write makes conditions what they should be. What cannot be written now is looked at again later and delays nothing.
+func (c *conditions) write(ctx context.Context) (failed bool) {
+	changes, err := c.changes(ctx)
+	if err != nil {
+		c.log.Error("cannot read objects", "error", err)
+		return true
+	}
+	for _, ch := range changes {
+		err := c.client.Status().Patch(ctx, ch.object, ch.patch)
+		if err == nil || apierrors.IsNotFound(err) {
+			continue
+		}
+		failed = true
+		c.log.Warn("cannot write conditions", "object", fmt.Sprintf("%T %s", ch.object, client.ObjectKeyFromObject(ch.object)), "error", err)
+		if svc, ok := ch.object.(*corev1.Service); ok {
+			c.services[svc.Namespace+"/"+svc.Name] = true
+		} else {
+			c.snapshot.Lock()
+			c.snapshot.MarkAll()
+			c.snapshot.Unlock()
+		}
+	}
+	return failed
+}
+
+// changes are the statuses that are not what they should be.
+func (c *conditions) changes(ctx context.Context) ([]change, error) {
+	c.snapshot.Lock()
+	defer c.snapshot.Unlock()
+	dirty := c.snapshot.Changes()
+	for _, key := range dirty.Services {
+		c.services[key] = true
+	}
+	var out []change
+	if dirty.All {
+		var err error
+		if out, err = c.objects(ctx); err != nil {
+			c.snapshot.MarkAll()
+			return nil, err
+		}
+	}
+	keys := c.services
+	c.services = map[string]bool{}
+	for key := range keys {
+		if ch, err := c.service(ctx, key); err != nil {
+			c.services[key] = true
+			return out, err
+		} else if ch != nil {
+			out = append(out, *ch)
+		}
+	}
+	return out, nil
+}
+
+// service is the change of a Service's condition Announced, nil when it is what it should be.
+func (c *conditions) service(ctx context.Context, key string) (*change, error) {
+	ns, name, _ := strings.Cut(key, "/")
+	svc := &corev1.Service{}
+	if err := c.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, svc); err != nil {
+		return nil, client.IgnoreNotFound(err)
+	}
+	old := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced)
+	has := c.snapshot.Addresses(key, v1beta1.AddressLoadBalancerIP)
+	if len(c.speakers) == 0 || len(has) == 0 && old == nil {
+		return nil, nil
+	}
+	next := svc.DeepCopy()
+	if len(has) == 0 {
+		meta.RemoveStatusCondition(&next.Status.Conditions, v1beta1.ConditionAnnounced)
+	} else {
+		var addrs []netip.Addr // in the order of the status
+		for _, i := range svc.Status.LoadBalancer.Ingress {
+			if a, err := netip.ParseAddr(i.IP); err == nil && slices.Contains(has, a) {
+				addrs = append(addrs, a)
+			}
+		}
+		cond := announced(c.snapshot, c.speakers, addrs)
+		cond.ObservedGeneration = svc.Generation
+		meta.SetStatusCondition(&next.Status.Conditions, cond)
+	}
+	if equality.Semantic.DeepEqual(svc.Status.Conditions, next.Status.Conditions) {
+		return nil, nil
+	}
+	return &change{next, client.StrategicMergeFrom(svc)}, nil
+}
+
+// objects are the changes of the configuration objects' statuses.
+func (c *conditions) objects(ctx context.Context) ([]change, error) {
+	problems := map[string][]string{}
+	reasons := map[string]string{}
+	add := func(object, reason, message string) {
+		if problems[object] = append(problems[object], message); reasons[object] == "" {
+			reasons[object] = reason
+		}
+	}
+	for _, p := range c.snapshot.Problems() {
+		add(p.Kind+"/"+p.Name, p.Reason, p.Message)
+	}
+	onNodes := map[v1beta1.Problem][]string{}
+	for node, sp := range c.speakers {
+		for _, p := range sp.Status.Problems {
+			onNodes[p] = append(onNodes[p], node)
+		}
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(onNodes), func(a, b v1beta1.Problem) int { return strings.Compare(a.Object+a.Message, b.Object+b.Message) }) {
+		nodes := onNodes[p]
+		slices.Sort(nodes)
+		add(p.Object, config.ReasonInvalid, p.Message+" (on "+few(nodes)+")")
+	}
+	ready := func(kind, name string) metav1.Condition {
+		object := kind + "/" + name
+		if ps := problems[object]; len(ps) > 0 {
+			return metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionFalse, Reason: reasons[object], Message: strings.Join(ps, "; ")}
+		}
+		return metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "in use as written"}
+	}
+
+	var out []change
+	var l2 v1beta1.L2AdvertisementList
+	var bgp v1beta1.BGPAdvertisementList
+	var comms v1beta1.CommunityList
+	var bfd v1beta1.BFDProfileList
+	var peers v1beta1.BGPPeerList
+	for _, list := range []client.ObjectList{&l2, &bgp, &comms, &bfd, &peers} {
+		if err := c.client.List(ctx, list); err != nil {
+			return nil, err
+		}
+	}
+	for i := range l2.Items {
+		o := &l2.Items[i]
+		out = appendStatus(out, o, &o.Status.Conditions, nil, ready("L2Advertisement", o.Name))
+	}
+	for i := range bgp.Items {
+		o := &bgp.Items[i]
+		out = appendStatus(out, o, &o.Status.Conditions, nil, ready("BGPAdvertisement", o.Name))
+	}
+	for i := range comms.Items {
+		o := &comms.Items[i]
+		out = appendStatus(out, o, &o.Status.Conditions, nil, ready("Community", o.Name))
+	}
+	for i := range bfd.Items {
+		o := &bfd.Items[i]
+		out = appendStatus(out, o, &o.Status.Conditions, nil, ready("BFDProfile", o.Name))
+	}
+	for i := range peers.Items {
+		o := &peers.Items[i]
+		wanted, up, established := c.sessions(o)
+		out = appendStatus(out, o, &o.Status.Conditions, func() {
+			o.Status.SessionsWanted, o.Status.SessionsUp = wanted, up
+		}, ready("BGPPeer", o.Name), established)
+	}
+	return out, nil
+}
+
+// appendStatus adds the change of an object's status, made by edit and by setting conditions, if there is one.
+func appendStatus(to []change, o client.Object, conds *[]metav1.Condition, edit func(), set ...metav1.Condition) []change {
+	old := o.DeepCopyObject().(client.Object)
+	for _, cond := range set {
+		cond.ObservedGeneration = o.GetGeneration()
+		meta.SetStatusCondition(conds, cond)
+	}
+	if edit != nil {
+		edit()
+	}
+	if equality.Semantic.DeepEqual(old, o) {
+		return to
+	}
+	return append(to, change{o, client.MergeFrom(old)})
+}
+
+// sessions counts the nodes that should have a session with a peer, and those that have.
+func (c *conditions) sessions(p *v1beta1.BGPPeer) (wanted, up int32, established metav1.Condition) {
+	var nodes config.Selectors
+	for _, parsed := range c.snapshot.View().Config.Peers {
+		if parsed.Name == p.Name {
+			nodes = parsed.Nodes
+		}
+	}
+	var down []string
+	for _, name := range slices.Sorted(maps.Keys(c.speakers)) {
+		n := c.snapshot.View().Nodes[name]
+		if n == nil || !nodes.Match(n.Labels) {
+			continue
+		}
+		wanted++
+		state, lastError := "not open", ""
+		for _, s := range c.speakers[name].Status.Sessions {
+			if s.Peer == p.Name {
+				state, lastError = s.State, s.LastError
+			}
+		}
+		switch {
+		case !n.Alive:
+			down = append(down, name+": its speaker is not alive")
+		case state == "Established":
+			up++
+		case lastError == "":
+			down = append(down, name+": "+state)
+		default:
+			down = append(down, name+": "+state+": "+lastError)
+		}
+	}
+	established = metav1.Condition{Type: v1beta1.ConditionEstablished, Status: metav1.ConditionTrue, Reason: "Established",
+		Message: fmt.Sprintf("%d of %d sessions are up", up, wanted)}
+	if up < wanted || wanted == 0 {
+		established.Status, established.Reason = metav1.ConditionFalse, reasonSessionDown
+		if len(down) > 0 {
+			established.Message += "; " + few(down)
+		}
+	}
+	return wanted, up, established
+}

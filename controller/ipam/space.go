@@ -1,0 +1,98 @@
+package ipam
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/google/btree"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/clarionlb/clarion/internal/pool"
+)
+
+// space is the addresses of one family of one pool that nobody has: the free ones as ranges, so that a /64 costs no
+// more than a /28, and the resting ones in the order of their release. Reserved addresses are in neither.
+type space struct {
+	pool *pool.Pool
+	free *btree.BTreeG[pool.Range]
+	rest *btree.BTreeG[resting]
+
+	assigned int64 // addresses of the pool that Services have
+	taken    int64 // those of them that the pool gives out
+}
+
+// resting is an address that was released a short while ago.
+type resting struct {
+	at   time.Time
+	addr netip.Addr
+	last types.NamespacedName
+}
+
+const treeDegree = 16
+
+func newSpace(p *pool.Pool) *space {
+	return &space{
+		pool: p,
+		free: btree.NewG(treeDegree, func(a, b pool.Range) bool { return a.First.Less(b.First) }),
+		rest: btree.NewG(treeDegree, func(a, b resting) bool {
+			if c := a.at.Compare(b.at); c != 0 {
+				return c < 0
+			}
+			return a.addr.Less(b.addr)
+		}),
+	}
+}
+
+// before is the free range that starts at a or before it.
+func (s *space) before(a netip.Addr) (r pool.Range, ok bool) {
+	s.free.DescendLessOrEqual(pool.Range{First: a}, func(found pool.Range) bool {
+		r, ok = found, true
+		return false
+	})
+	return r, ok
+}
+
+// take makes a not free. It may be called for an address that is not.
+func (s *space) take(a netip.Addr) {
+	r, ok := s.before(a)
+	if !ok || !r.Contains(a) {
+		return
+	}
+	if r.First == a {
+		s.free.Delete(r)
+	} else {
+		s.free.ReplaceOrInsert(pool.Range{First: r.First, Last: a.Prev()})
+	}
+	if r.Last != a {
+		s.free.ReplaceOrInsert(pool.Range{First: a.Next(), Last: r.Last})
+	}
+}
+
+// give makes a free, joining it to its neighbours. It must not be free already.
+func (s *space) give(a netip.Addr) {
+	r := pool.Range{First: a, Last: a}
+	if left, ok := s.before(a); ok && left.Last.Next() == a {
+		r.First = left.First
+	}
+	if next := a.Next(); next.IsValid() {
+		if right, ok := s.free.Get(pool.Range{First: next}); ok {
+			s.free.Delete(right)
+			r.Last = right.Last
+		}
+	}
+	s.free.ReplaceOrInsert(r)
+}
+
+// lowest is the lowest free address. Addresses that the pool avoids are taken out on the way: it never gives them.
+func (s *space) lowest() (netip.Addr, bool) {
+	for {
+		r, ok := s.free.Min()
+		if !ok {
+			return netip.Addr{}, false
+		}
+		if !s.pool.Avoids(r.First) {
+			return r.First, true
+		}
+		s.take(r.First)
+	}
+}

@@ -1,0 +1,614 @@
+// Package ipam decides which addresses a Service gets. Its Table is the only memory of allocation that the controller
+// has; all of it can be rebuilt from the Services and pools in the API.
+//
+// What it promises, whatever the order of events:
+//
+//  1. An assigned address stays: no restart, change of leader, other Service or edit of a pool moves it, unless that
+//     pool says onShrink: Reallocate or the Service itself asks for something else.
+//  2. Load adopts what is assigned, the oldest Service first, before it gives out anything new.
+//  3. No address is given twice. An address that a Service moves away from is free only once the Service's status no
+//     longer names it (Published). Of two Services that claim one address the older keeps it.
+//  4. Services share an address only with the same sharing key and disjoint ports, and where externalTrafficPolicy is
+//     Local only with the same endpoints; across namespaces only where the pool allows it.
+//  5. The same inputs give the same result: what waits is served by age, pools are tried by priority and name,
+//     addresses from the lowest. No map order decides anything.
+//  6. Assigning is a fixed point: the same request again changes nothing.
+//
+// The package is pure. It must not read a clock, log, or know of the Kubernetes client; time is an argument.
+package ipam
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/btree"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/pool"
+)
+
+// Table is who has which address. It is not safe for concurrent use.
+type Table struct {
+	set      *pool.Set
+	spaces   map[*pool.Pool]*[2]*space
+	services []service
+	unused   []id
+	ids      map[types.NamespacedName]id
+	tenants  map[netip.Addr]tenants
+	shared   map[string][]netip.Addr // by sharing key, ascending
+	resting  map[netip.Addr]resting
+	last     map[types.NamespacedName][2]netip.Addr // resting addresses by who had them
+
+	waiting map[wait]*btree.BTreeG[waiter]
+	touched []netip.Addr // may help those that wait
+	redo    []id         // lost an address to an older Service
+	dirty   []types.NamespacedName
+}
+
+// id is a place in Table.services.
+type id int32
+
+type service struct {
+	req    Request
+	have   [2]holding    // by family
+	left   [2]netip.Addr // moved away from, but still in the Service's status
+	result Result
+	notice string
+	waits  []wait
+	dirty  bool
+}
+
+// holding is an address, the last pool that had it, and what that pool says should happen when it has it no more.
+type holding struct {
+	addr   netip.Addr
+	pool   string
+	shrink v1beta1.ShrinkPolicy
+}
+
+// tenants is the Services on one address; nearly always there is just one.
+type tenants struct {
+	first id
+	more  []id
+}
+
+func (t tenants) len() int { return 1 + len(t.more) }
+
+func (t tenants) at(n int) id {
+	if n == 0 {
+		return t.first
+	}
+	return t.more[n-1]
+}
+
+// wait is something whose change may help a Service: an address, or a family of a pool.
+type wait struct {
+	addr   netip.Addr
+	pool   string
+	family pool.Family
+}
+
+type waiter struct {
+	created time.Time
+	service types.NamespacedName
+	id      id
+}
+
+// NewTable returns a Table without pools and Services.
+func NewTable() *Table {
+	return &Table{
+		set:     pool.NewSet(),
+		spaces:  map[*pool.Pool]*[2]*space{},
+		ids:     map[types.NamespacedName]id{},
+		tenants: map[netip.Addr]tenants{},
+		shared:  map[string][]netip.Addr{},
+		resting: map[netip.Addr]resting{},
+		last:    map[types.NamespacedName][2]netip.Addr{},
+		waiting: map[wait]*btree.BTreeG[waiter]{},
+	}
+}
+
+// Load fills an empty Table after SetPools: it adopts what the Services' statuses say, the oldest Service first, and
+// then assigns what is missing, in the same order.
+func (t *Table) Load(reqs []Request, now time.Time) {
+	ids := make([]id, len(reqs))
+	for n := range reqs {
+		ids[n] = t.store(&reqs[n], now)
+	}
+	t.byAge(ids)
+	for _, i := range ids {
+		t.adopt(i, now)
+	}
+	for _, i := range ids {
+		t.review(i, now)
+	}
+	t.settle(now)
+}
+
+// SetPools replaces the pools. Every Service is looked at again, the oldest first; those whose result changed are in
+// Dirty.
+func (t *Table) SetPools(set *pool.Set, now time.Time) {
+	t.set = set
+	t.spaces = make(map[*pool.Pool]*[2]*space, len(set.Preferred()))
+	for _, p := range set.Preferred() {
+		both := &[2]*space{newSpace(p), newSpace(p)}
+		for _, r := range p.Addresses {
+			both[pool.FamilyOf(r.First)].free.ReplaceOrInsert(r)
+		}
+		for a := range p.Reserved {
+			both[pool.FamilyOf(a)].take(a)
+		}
+		t.spaces[p] = both
+	}
+	for a := range t.tenants {
+		if s := t.space(a); s != nil {
+			s.take(a)
+			s.assigned++
+			if s.pool.Gives(a) {
+				s.taken++
+			}
+		}
+	}
+	for a, r := range t.resting {
+		s := t.space(a)
+		if s == nil || !t.assignable(s.pool, a) {
+			t.forget(r)
+			continue
+		}
+		s.take(a)
+		s.rest.ReplaceOrInsert(r)
+	}
+
+	ids := make([]id, 0, len(t.ids))
+	for _, i := range t.ids {
+		ids = append(ids, i)
+	}
+	t.byAge(ids)
+	for _, i := range ids {
+		s := &t.services[i]
+		for f := range s.have {
+			t.trace(&s.have[f])
+		}
+		if s.result.Reason == Foreign {
+			t.adopt(i, now)
+		}
+	}
+	for _, i := range ids {
+		t.review(i, now)
+	}
+	t.settle(now)
+}
+
+// Assign takes in a Service that is new or has changed and decides on it. Others whose result changes with it are in
+// Dirty.
+func (t *Table) Assign(req Request, now time.Time) Result {
+	i := t.store(&req, now)
+	t.adopt(i, now)
+	t.decide(i, now)
+	t.settle(now)
+	s := &t.services[i]
+	res := s.result
+	res.Notice = s.notice
+	return res
+}
+
+// Published says which addresses the Service's status names now. What it moved away from is free from then on.
+func (t *Table) Published(key types.NamespacedName, current []netip.Addr, now time.Time) {
+	i, ok := t.ids[key]
+	if !ok {
+		return
+	}
+	s := &t.services[i]
+	s.req.Current, s.req.Managed, s.notice = current, true, ""
+	t.leave(i, now)
+	t.settle(now)
+}
+
+// Release frees everything a Service has: it is gone, or no longer asks for addresses.
+func (t *Table) Release(key types.NamespacedName, now time.Time) {
+	i, ok := t.ids[key]
+	if !ok {
+		return
+	}
+	t.unwait(i)
+	s := &t.services[i]
+	s.req.Current = nil
+	for f := range s.have {
+		t.drop(i, pool.Family(f), now)
+	}
+	t.leave(i, now)
+	delete(t.ids, key)
+	*s = service{waits: s.waits}
+	t.unused = append(t.unused, i)
+	t.settle(now)
+}
+
+// Dirty returns the Services, other than those it was called about, whose result changed since the last call.
+func (t *Table) Dirty() []types.NamespacedName {
+	out := t.dirty
+	t.dirty = nil
+	for _, name := range out {
+		if i, ok := t.ids[name]; ok {
+			t.services[i].dirty = false
+		}
+	}
+	return out
+}
+
+// Result is how the Service's request stands.
+func (t *Table) Result(key types.NamespacedName) (Result, bool) {
+	i, ok := t.ids[key]
+	if !ok {
+		return Result{}, false
+	}
+	return t.services[i].result, true
+}
+
+// Usage is how full a pool is, by family. The numbers stop at math.MaxInt64.
+type Usage struct {
+	// Capacity is the addresses that the pool may give out, Assigned those of its addresses that Services have, and
+	// Available those that it could still give to any Service that it admits.
+	Capacity, Assigned, Available [2]int64
+}
+
+// Usage is how full the pool of that name is; zero when there is no such pool.
+func (t *Table) Usage(name string) Usage {
+	var u Usage
+	p := t.set.Pool(name)
+	if p == nil {
+		return u
+	}
+	for f, s := range t.spaces[p] {
+		u.Capacity[f] = p.Capacity(pool.Family(f))
+		u.Assigned[f] = s.assigned
+		u.Available[f] = u.Capacity[f]
+		if u.Capacity[f] < 1<<63-1 {
+			u.Available[f] -= s.taken
+		}
+	}
+	for a := range p.Reserved {
+		f := pool.FamilyOf(a)
+		if _, used := t.tenants[a]; !used && p.Gives(a) && u.Capacity[f] < 1<<63-1 {
+			u.Available[f]--
+		}
+	}
+	return u
+}
+
+func (t *Table) byAge(ids []id) {
+	slices.SortFunc(ids, func(a, b id) int {
+		if t.services[a].req.older(&t.services[b].req) {
+			return -1
+		}
+		return 1
+	})
+}
+
+// store takes a request in without deciding on it.
+func (t *Table) store(req *Request, now time.Time) id {
+	i, known := t.ids[req.Service]
+	if !known {
+		if n := len(t.unused); n > 0 {
+			i, t.unused = t.unused[n-1], t.unused[:n-1]
+		} else {
+			i = id(len(t.services))
+			t.services = append(t.services, service{})
+		}
+		t.ids[req.Service] = i
+		t.services[i].req = *req
+		return i
+	}
+	t.unwait(i)
+	s := &t.services[i]
+	same := s.req.sameSharing(req)
+	before := s.req.SharingKey
+	s.req = *req
+	if !same {
+		for f, h := range s.have {
+			for _, a := range [...]netip.Addr{h.addr, s.left[f]} {
+				if a.IsValid() {
+					t.reshare(before, a)
+					t.reshare(req.SharingKey, a)
+					t.touched = append(t.touched, a)
+				}
+			}
+		}
+	}
+	t.leave(i, now)
+	return i
+}
+
+// review decides on a Service that nobody asked about.
+func (t *Table) review(i id, now time.Time) {
+	if !t.decide(i, now) {
+		return
+	}
+	if s := &t.services[i]; !s.dirty {
+		s.dirty = true
+		t.dirty = append(t.dirty, s.req.Service)
+	}
+}
+
+// settle lets what has changed reach those whom it helps, until nothing more follows.
+func (t *Table) settle(now time.Time) {
+	for {
+		if len(t.redo) > 0 {
+			t.byAge(t.redo)
+			i := t.redo[0]
+			t.redo = t.redo[1:]
+			t.review(i, now)
+			continue
+		}
+		if len(t.touched) == 0 {
+			return
+		}
+		a := t.touched[len(t.touched)-1]
+		t.touched = t.touched[:len(t.touched)-1]
+		if len(t.waiting) == 0 {
+			continue
+		}
+		t.offer(wait{addr: a}, a, now)
+		if p := t.set.Find(a); p != nil {
+			t.offer(wait{pool: p.Name, family: pool.FamilyOf(a)}, a, now)
+		}
+	}
+}
+
+// offer tries those who wait for w, the oldest first, for as long as address a can be had. Who waits for that very
+// address is told of any change in who has it.
+func (t *Table) offer(w wait, a netip.Addr, now time.Time) {
+	queue := t.waiting[w]
+	if queue == nil {
+		return
+	}
+	next, ok := queue.Min()
+	for ok {
+		key := ""
+		if ten, used := t.tenants[a]; used {
+			if key = t.services[ten.first].req.SharingKey; key == "" && !w.addr.IsValid() {
+				return
+			}
+		}
+		this := next
+		if w.addr.IsValid() || key == "" || key == t.services[this.id].req.SharingKey {
+			t.review(this.id, now)
+		}
+		ok = false
+		queue.AscendGreaterOrEqual(this, func(w waiter) bool {
+			if w == this {
+				return true
+			}
+			next, ok = w, true
+			return false
+		})
+	}
+}
+
+func olderWaiter(a, b waiter) bool {
+	ra, rb := Request{Created: a.created, Service: a.service}, Request{Created: b.created, Service: b.service}
+	return ra.older(&rb)
+}
+
+func (t *Table) wait(i id, waits []wait) {
+	s := &t.services[i]
+	me := waiter{s.req.Created, s.req.Service, i}
+	for _, w := range waits {
+		queue := t.waiting[w]
+		if queue == nil {
+			queue = btree.NewG(treeDegree, olderWaiter)
+			t.waiting[w] = queue
+		}
+		queue.ReplaceOrInsert(me)
+	}
+	s.waits = append(s.waits, waits...)
+}
+
+func (t *Table) unwait(i id) {
+	s := &t.services[i]
+	me := waiter{s.req.Created, s.req.Service, i}
+	for _, w := range s.waits {
+		if queue := t.waiting[w]; queue != nil {
+			queue.Delete(me)
+			if queue.Len() == 0 {
+				delete(t.waiting, w)
+			}
+		}
+	}
+	s.waits = s.waits[:0]
+}
+
+// space is where a is counted; nil when no pool has it.
+func (t *Table) space(a netip.Addr) *space {
+	p := t.set.Find(a)
+	if p == nil {
+		return nil
+	}
+	return t.spaces[p][pool.FamilyOf(a)]
+}
+
+// assignable says whether a pool gives a to whoever comes.
+func (t *Table) assignable(p *pool.Pool, a netip.Addr) bool {
+	_, reserved := p.Reserved[a]
+	return !reserved && p.Gives(a)
+}
+
+// trace keeps a holding's pool and policy current. The policy of a pool that is gone lives on in the holding; a pool
+// that cannot be read has none, since a bad edit must not move anything.
+func (t *Table) trace(h *holding) {
+	if !h.addr.IsValid() {
+		return
+	}
+	p := t.set.Find(h.addr)
+	if p == nil {
+		p = t.set.Writes(h.addr)
+	}
+	if p != nil {
+		h.pool = p.Name
+	} else {
+		p = t.set.Pool(h.pool)
+	}
+	switch {
+	case p != nil && p.Err != nil:
+		h.shrink = v1beta1.ShrinkKeep
+	case p != nil:
+		h.shrink = p.OnShrink
+	}
+}
+
+// hold gives a Service an address. Whether it may have it was decided before.
+func (t *Table) hold(i id, a netip.Addr) {
+	s, f := &t.services[i], pool.FamilyOf(a)
+	s.have[f] = holding{addr: a, shrink: v1beta1.ShrinkKeep}
+	t.trace(&s.have[f])
+	if s.left[f] == a {
+		s.left[f] = netip.Addr{}
+	} else if ten, used := t.tenants[a]; used {
+		ten.more = append(ten.more, i)
+		t.tenants[a] = ten
+	} else {
+		t.tenants[a] = tenants{first: i}
+		if r, ok := t.resting[a]; ok {
+			t.forget(r)
+		}
+		if sp := t.space(a); sp != nil {
+			sp.take(a)
+			sp.assigned++
+			if sp.pool.Gives(a) {
+				sp.taken++
+			}
+		}
+	}
+	if s.req.SharingKey != "" {
+		t.reshare(s.req.SharingKey, a)
+		t.touched = append(t.touched, a)
+	}
+}
+
+// drop takes an address from a Service. It stays the Service's until its status no longer names it.
+func (t *Table) drop(i id, f pool.Family, now time.Time) {
+	s := &t.services[i]
+	a := s.have[f].addr
+	if !a.IsValid() {
+		return
+	}
+	s.have[f] = holding{}
+	if slices.Contains(s.req.Current, a) && !s.left[f].IsValid() {
+		s.left[f] = a
+		return
+	}
+	t.free(i, a, now)
+}
+
+// leave frees what a Service has moved away from and its status no longer names.
+func (t *Table) leave(i id, now time.Time) {
+	s := &t.services[i]
+	for f, a := range s.left {
+		if a.IsValid() && !slices.Contains(s.req.Current, a) {
+			s.left[f] = netip.Addr{}
+			t.free(i, a, now)
+		}
+	}
+}
+
+// free ends a Service's tenancy. The address rests when it was the last tenant.
+func (t *Table) free(i id, a netip.Addr, now time.Time) {
+	key := t.services[i].req.SharingKey
+	ten := t.tenants[a]
+	switch {
+	case ten.len() > 1:
+		if ten.first == i {
+			ten.first = ten.more[0]
+			ten.more = slices.Delete(ten.more, 0, 1)
+		} else {
+			ten.more = slices.DeleteFunc(ten.more, func(other id) bool { return other == i })
+		}
+		t.tenants[a] = ten
+	default:
+		delete(t.tenants, a)
+		sp := t.space(a)
+		if sp == nil {
+			break
+		}
+		sp.assigned--
+		if sp.pool.Gives(a) {
+			sp.taken--
+		}
+		switch {
+		case !t.assignable(sp.pool, a):
+		case sp.pool.ReuseDelay > 0:
+			r := resting{now, a, t.services[i].req.Service}
+			sp.rest.ReplaceOrInsert(r)
+			t.resting[a] = r
+			mine := t.last[r.last]
+			mine[pool.FamilyOf(a)] = a
+			t.last[r.last] = mine
+		default:
+			sp.give(a)
+		}
+	}
+	t.reshare(key, a)
+	t.touched = append(t.touched, a)
+}
+
+// forget ends an address's rest without making it free.
+func (t *Table) forget(r resting) {
+	delete(t.resting, r.addr)
+	if sp := t.space(r.addr); sp != nil {
+		sp.rest.Delete(r)
+	}
+	mine, f := t.last[r.last], pool.FamilyOf(r.addr)
+	if mine[f] != r.addr {
+		return
+	}
+	mine[f] = netip.Addr{}
+	if mine == ([2]netip.Addr{}) {
+		delete(t.last, r.last)
+	} else {
+		t.last[r.last] = mine
+	}
+}
+
+// expire makes those addresses free that have rested long enough.
+func (t *Table) expire(sp *space, now time.Time) {
+	for {
+		r, ok := sp.rest.Min()
+		if !ok || now.Sub(r.at) < sp.pool.ReuseDelay {
+			return
+		}
+		t.forget(r)
+		sp.give(r.addr)
+	}
+}
+
+// reshare brings the index of shared addresses up to date for one key and one address.
+func (t *Table) reshare(key string, a netip.Addr) {
+	if key == "" {
+		return
+	}
+	open := false
+	if ten, used := t.tenants[a]; used {
+		for n := range ten.len() {
+			open = open || t.services[ten.at(n)].req.SharingKey == key
+		}
+	}
+	list := t.shared[key]
+	n, listed := slices.BinarySearchFunc(list, a, netip.Addr.Compare)
+	switch {
+	case open && !listed:
+		list = slices.Insert(list, n, a)
+	case !open && listed:
+		list = slices.Delete(list, n, n+1)
+	}
+	if len(list) == 0 {
+		delete(t.shared, key)
+	} else {
+		t.shared[key] = list
+	}
+}
+
+// name is how a message names a Service.
+func name(n types.NamespacedName) string {
+	return strings.Join([]string{n.Namespace, n.Name}, "/")
+}

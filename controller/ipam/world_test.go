@@ -1,0 +1,463 @@
+package ipam
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/pool"
+)
+
+// world is an API server's content and a controller, as far as allocation sees them. Everything in it but the Table is
+// what would outlive a controller.
+type world struct {
+	t        testing.TB
+	now      time.Time
+	pools    map[string]*v1beta1.IPAddressPool
+	services map[types.NamespacedName]*object
+	table    *Table
+	queue    []types.NamespacedName
+}
+
+// object is a Service and its status.
+type object struct {
+	req     Request // without Current and Managed
+	status  []netip.Addr
+	managed bool
+	message string
+	stuck   bool // its status cannot be written
+}
+
+func newWorld(t testing.TB) *world {
+	w := &world{
+		t:        t,
+		now:      time.Unix(1_000_000, 0),
+		pools:    map[string]*v1beta1.IPAddressPool{},
+		services: map[types.NamespacedName]*object{},
+	}
+	w.restart()
+	return w
+}
+
+func (w *world) set() *pool.Set {
+	var ps []*pool.Pool
+	for _, obj := range w.pools {
+		p, _ := pool.Parse(obj) // a pool that is wrong carries its error
+		ps = append(ps, p)
+	}
+	return pool.NewSet(ps...)
+}
+
+func (w *world) request(key types.NamespacedName) Request {
+	o := w.services[key]
+	r := o.req
+	r.Current, r.Managed = o.status, o.managed
+	return r
+}
+
+func (w *world) requests() []Request {
+	var out []Request
+	for key := range w.services { // in any order: Load sorts
+		out = append(out, w.request(key))
+	}
+	return out
+}
+
+// restart replaces the controller by one that knows nothing.
+func (w *world) restart() {
+	w.table = NewTable()
+	w.table.SetPools(w.set(), w.now)
+	w.table.Load(w.requests(), w.now)
+	w.table.Dirty()
+	w.queue = slices.SortedFunc(maps.Keys(w.services), compareNames)
+	w.run()
+}
+
+func compareNames(a, b types.NamespacedName) int {
+	return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
+}
+
+// run reconciles until nothing is left to do.
+func (w *world) run() {
+	for n := 0; ; n++ {
+		w.queue = append(w.queue, w.table.Dirty()...)
+		if len(w.queue) == 0 {
+			return
+		}
+		if n > 10000 {
+			w.t.Fatal("the controller does not come to rest")
+		}
+		key := w.queue[0]
+		w.queue = w.queue[1:]
+		w.reconcile(key)
+	}
+}
+
+// reconcile does what the controller does for one Service.
+func (w *world) reconcile(key types.NamespacedName) {
+	o, ok := w.services[key]
+	if !ok {
+		w.table.Release(key, w.now)
+		return
+	}
+	res := w.table.Assign(w.request(key), w.now)
+	if res.Reason == Foreign || o.stuck {
+		return
+	}
+	o.status, o.managed, o.message = res.Addresses(), true, string(res.Reason)+": "+res.Message()
+	w.table.Published(key, o.status, w.now)
+}
+
+func (w *world) setPools() {
+	w.table.SetPools(w.set(), w.now)
+	w.run()
+}
+
+// do runs one line of a script.
+func (w *world) do(line string) {
+	w.t.Helper()
+	f := strings.Fields(line)
+	var opts = map[string]string{}
+	word := func(n int) string {
+		if n >= len(f) || strings.Contains(f[n], "=") {
+			return ""
+		}
+		return f[n]
+	}
+	for _, s := range f {
+		if k, v, ok := strings.Cut(s, "="); ok {
+			opts[k] = v
+		}
+	}
+	switch f[0] {
+	case "pool":
+		w.pools[word(1)] = w.parsePool(word(1), opts)
+		w.setPools()
+	case "delete-pool":
+		delete(w.pools, word(1))
+		w.setPools()
+	case "service":
+		for _, n := range f[1:] {
+			if strings.Contains(n, "=") {
+				continue
+			}
+			key := parseName(n)
+			w.services[key] = w.parseService(key, opts)
+			w.queue = append(w.queue, key)
+		}
+		w.run()
+	case "delete":
+		for _, n := range f[1:] {
+			delete(w.services, parseName(n))
+			w.queue = append(w.queue, parseName(n))
+		}
+		w.run()
+	case "write": // by hand, or by another controller
+		o := w.services[parseName(word(1))]
+		o.status = parseAddrs(opts["status"])
+		w.queue = append(w.queue, parseName(word(1)))
+		w.run()
+	case "restart":
+		w.restart()
+	case "stick", "unstick":
+		w.services[parseName(word(1))].stuck = f[0] == "stick"
+		w.queue = append(w.queue, parseName(word(1)))
+		w.run()
+	case "wait":
+		d, err := time.ParseDuration(word(1))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.now = w.now.Add(d)
+	case "usage":
+	default:
+		w.t.Fatalf("no such step: %q", line)
+	}
+}
+
+func (w *world) parsePool(name string, opts map[string]string) *v1beta1.IPAddressPool {
+	obj := &v1beta1.IPAddressPool{}
+	obj.Name = name
+	obj.CreationTimestamp = metav1.NewTime(w.now)
+	if old := w.pools[name]; old != nil {
+		obj.CreationTimestamp = old.CreationTimestamp
+	} else {
+		w.now = w.now.Add(time.Second)
+	}
+	s := &obj.Spec
+	s.ServiceAllocation = &v1beta1.ServiceAllocation{}
+	for k, v := range opts {
+		switch k {
+		case "addr":
+			for _, r := range strings.Split(v, ",") {
+				s.Addresses = append(s.Addresses, v1beta1.AddressRange(r))
+			}
+		case "exclude":
+			for _, r := range strings.Split(v, ",") {
+				s.ExcludeAddresses = append(s.ExcludeAddresses, v1beta1.AddressRange(r))
+			}
+		case "reserve":
+			for _, r := range strings.Split(v, ",") {
+				addr, owner, _ := strings.Cut(r, "@")
+				n := parseName(owner)
+				s.Reservations = append(s.Reservations, v1beta1.Reservation{Address: addr, Namespace: n.Namespace, Name: n.Name})
+			}
+		case "auto":
+			auto := v == "true"
+			s.AutoAssign = &auto
+		case "buggy":
+			s.AvoidBuggyIPs = v == "avoid"
+		case "priority":
+			s.ServiceAllocation.Priority, _ = strconv.Atoi(v)
+		case "ns":
+			s.ServiceAllocation.Namespaces = strings.Split(v, ",")
+		case "nsLabel":
+			s.ServiceAllocation.NamespaceSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{v: "yes"}}}
+		case "label":
+			s.ServiceAllocation.ServiceSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{v: "yes"}}}
+		case "onShrink":
+			s.OnShrink = v1beta1.ShrinkPolicy(v)
+		case "reuse":
+			d, err := time.ParseDuration(v)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			s.ReuseDelay = &metav1.Duration{Duration: d}
+		case "share":
+			s.Sharing = &v1beta1.Sharing{CrossNamespace: v == "across"}
+		default:
+			w.t.Fatalf("pool has no option %q", k)
+		}
+	}
+	return obj
+}
+
+func (w *world) parseService(key types.NamespacedName, opts map[string]string) *object {
+	o := &object{req: Request{
+		Service:  key,
+		Created:  w.now,
+		Families: []pool.Family{pool.IPv4},
+		Ports:    []Port{{"TCP", 80}},
+	}}
+	if old := w.services[key]; old != nil {
+		o.req.Created, o.status, o.managed, o.message, o.stuck = old.req.Created, old.status, old.managed, old.message, old.stuck
+	} else {
+		w.now = w.now.Add(time.Second)
+	}
+	r := &o.req
+	for k, v := range opts {
+		switch k {
+		case "families":
+			r.Families = nil
+			for _, f := range v {
+				r.Families = append(r.Families, map[rune]pool.Family{'4': pool.IPv4, '6': pool.IPv6}[f])
+			}
+		case "policy":
+			r.RequireAll = v == "require"
+		case "addr":
+			r.Addresses = parseAddrs(v)
+		case "pools":
+			r.Pools = strings.Split(v, ",")
+		case "key":
+			r.SharingKey = v
+		case "ports":
+			r.Ports = nil
+			for _, p := range strings.Split(v, ",") {
+				n, err := strconv.Atoi(p)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				r.Ports = append(r.Ports, Port{"TCP", uint16(n)})
+			}
+		case "local":
+			r.Local = v
+		case "problem":
+			r.Problem = v
+		case "label":
+			r.Labels = labels.Set{v: "yes"}
+		case "nsLabel":
+			r.NamespaceLabels = labels.Set{v: "yes"}
+		case "status":
+			o.status = parseAddrs(v)
+		case "managed":
+			o.managed = v == "true"
+		default:
+			w.t.Fatalf("service has no option %q", k)
+		}
+	}
+	return o
+}
+
+func parseName(s string) types.NamespacedName {
+	if ns, n, ok := strings.Cut(s, "/"); ok {
+		return types.NamespacedName{Namespace: ns, Name: n}
+	}
+	return types.NamespacedName{Namespace: "default", Name: s}
+}
+
+func parseAddrs(s string) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range strings.Split(s, ",") {
+		if a != "" {
+			out = append(out, netip.MustParseAddr(a))
+		}
+	}
+	return out
+}
+
+func shortName(n types.NamespacedName) string {
+	if n.Namespace == "default" {
+		return n.Name
+	}
+	return name(n)
+}
+
+// lines is what users see of each Service.
+func (w *world) lines() map[string]string {
+	out := map[string]string{}
+	for key, o := range w.services {
+		out[shortName(key)] = o.message
+		if !o.managed {
+			out[shortName(key)] = "not ours " + fmt.Sprint(o.status)
+		}
+	}
+	return out
+}
+
+// usage is what users see of each pool.
+func (w *world) usage() string {
+	var b strings.Builder
+	for _, n := range slices.Sorted(maps.Keys(w.pools)) {
+		u := w.table.Usage(n)
+		fmt.Fprintf(&b, "%s: IPv4 %d assigned, %d available; IPv6 %d assigned, %d available\n", n,
+			u.Assigned[0], u.Available[0], u.Assigned[1], u.Available[1])
+	}
+	return b.String()
+}
+
+// check fails the test when the Table contradicts itself or a promise of the package is broken.
+func (w *world) check() {
+	w.t.Helper()
+	t := w.table
+	// What the statuses say, together, is allowed.
+	type claim struct {
+		key types.NamespacedName
+		o   *object
+	}
+	on := map[netip.Addr][]claim{}
+	for key, o := range w.services {
+		for _, a := range o.status {
+			if !o.stuck && o.managed {
+				on[a] = append(on[a], claim{key, o})
+			}
+		}
+	}
+	for a, claims := range on {
+		for i, c := range claims {
+			for _, d := range claims[:i] {
+				if why := whyApart(&c.o.req, &d.o.req); why != "" {
+					w.t.Fatalf("%s and %s both have %s: %s", c.key, d.key, a, why)
+				}
+			}
+		}
+	}
+	// Tenants and holdings agree.
+	n := 0
+	for key, i := range t.ids {
+		s := &t.services[i]
+		if s.req.Service != key {
+			w.t.Fatalf("%s is stored as %s", key, s.req.Service)
+		}
+		for f, h := range s.have {
+			for _, a := range []netip.Addr{h.addr, s.left[f]} {
+				if !a.IsValid() {
+					continue
+				}
+				n++
+				ten, found := t.tenants[a], false
+				for k := range ten.len() {
+					found = found || ten.at(k) == i
+				}
+				if !found {
+					w.t.Fatalf("%s has %s but is not its tenant", key, a)
+				}
+			}
+		}
+	}
+	for a, ten := range t.tenants {
+		n -= ten.len()
+		if _, rests := t.resting[a]; rests {
+			w.t.Fatalf("%s is in use and resting", a)
+		}
+	}
+	if n != 0 {
+		w.t.Fatalf("tenants and holdings differ by %d", n)
+	}
+	// Every address that a pool gives is in exactly one place.
+	for p, both := range t.spaces {
+		for f, sp := range both {
+			var free []pool.Range
+			var last netip.Addr
+			sp.free.Ascend(func(r pool.Range) bool {
+				if last.IsValid() && !last.Next().Less(r.First) {
+					w.t.Fatalf("free ranges of %s overlap or touch at %s", p.Name, r)
+				}
+				last = r.Last
+				free = append(free, r)
+				return true
+			})
+			places := pool.Ranges(free)
+			assigned := int64(0)
+			for a := range t.tenants {
+				if t.space(a) == sp {
+					assigned++
+					if places.Contains(a) {
+						w.t.Fatalf("%s is in use and free", a)
+					}
+				}
+			}
+			if assigned != sp.assigned {
+				w.t.Fatalf("pool %s counts %d assigned %s addresses, has %d", p.Name, sp.assigned, pool.Family(f), assigned)
+			}
+			sp.rest.Ascend(func(r resting) bool {
+				if places.Contains(r.addr) || t.resting[r.addr] != r {
+					w.t.Fatalf("%s rests and is free, or is not known to rest", r.addr)
+				}
+				return true
+			})
+			for _, r := range p.Addresses {
+				for a := r.First; p.Err == nil && r.Contains(a) && r.Size() < 1000; a = a.Next() {
+					_, used := t.tenants[a]
+					_, rests := t.resting[a]
+					_, reserved := p.Reserved[a]
+					if t.space(a) == sp && !used && !rests && !reserved && !p.Avoids(a) && !places.Contains(a) {
+						w.t.Fatalf("%s of pool %s is lost", a, p.Name)
+					}
+				}
+			}
+		}
+	}
+	for key, list := range t.shared {
+		for _, a := range list {
+			ten, used := t.tenants[a]
+			open := false
+			for k := 0; used && k < ten.len(); k++ {
+				open = open || t.services[ten.at(k)].req.SharingKey == key
+			}
+			if !open {
+				w.t.Fatalf("%s is listed for key %q, which nobody on it has", a, key)
+			}
+		}
+	}
+}

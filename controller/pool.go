@@ -1,0 +1,290 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/pool"
+)
+
+const (
+	// poolStatusDelay is how long changes of the numbers are collected before they are written.
+	poolStatusDelay = 500 * time.Millisecond
+	poolStatusRetry = 5 * time.Second
+)
+
+// Reasons of the pools' conditions.
+const (
+	reasonReady       = "Ready"
+	reasonInvalid     = "Invalid"
+	reasonOverlap     = "PoolOverlap"
+	reasonOnNode      = "NodeAddress"
+	reasonServiceCIDR = "ServiceCIDR"
+)
+
+// allPools is the one key of the reconciler: pools are only understood together.
+var allPools = reconcile.Request{NamespacedName: types.NamespacedName{Name: "all"}}
+
+// pools reconciles IPAddressPools: it gives them to services, and writes how full they are and what is wrong with them.
+type pools struct {
+	client   client.Client
+	services *services
+	log      *slog.Logger
+	cidrs    bool // whether the cluster has the ServiceCIDR API
+
+	mu      sync.Mutex
+	queue   queue
+	current []string // the specs that services has, by UID and generation
+	names   []string
+}
+
+// setupPools adds the reconciler to the manager.
+func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, error) {
+	p := &pools{client: mgr.GetClient(), services: svcs, log: log}
+	svcs.changed = p.later
+	_, err := mgr.GetRESTMapper().RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), "v1")
+	if err != nil && !meta.IsNoMatchError(err) {
+		return nil, err
+	}
+	p.cidrs = err == nil
+	c, err := controller.New("pools", mgr, controller.Options{
+		Reconciler: p, EnableWarmup: new(true), SkipNameValidation: new(true),
+	})
+	if err != nil {
+		return nil, err
+	}
+	errs := []error{
+		c.Watch(source.Func(func(_ context.Context, q queue) error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.queue = q
+			return nil
+		})),
+		c.Watch(source.Kind(mgr.GetCache(), &v1beta1.IPAddressPool{}, toAllPools[*v1beta1.IPAddressPool](),
+			predicate.TypedGenerationChangedPredicate[*v1beta1.IPAddressPool]{})),
+		c.Watch(source.Kind(mgr.GetCache(), &corev1.Node{}, toAllPools[*corev1.Node](), predicate.TypedFuncs[*corev1.Node]{
+			UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Node]) bool {
+				return !slices.Equal(e.ObjectOld.Status.Addresses, e.ObjectNew.Status.Addresses)
+			},
+		})),
+	}
+	if p.cidrs {
+		errs = append(errs, c.Watch(source.Kind(mgr.GetCache(), &networkingv1.ServiceCIDR{}, toAllPools[*networkingv1.ServiceCIDR]())))
+	}
+	return p, errors.Join(errs...)
+}
+
+func toAllPools[T client.Object]() handler.TypedEventHandler[T, reconcile.Request] {
+	return handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, T) []reconcile.Request {
+		return []reconcile.Request{allPools}
+	})
+}
+
+// later has the numbers written soon.
+func (p *pools) later() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue.AddAfter(allPools, poolStatusDelay)
+}
+
+// poolSet is the pools in the cache.
+func poolSet(ctx context.Context, c client.Reader) (*pool.Set, error) {
+	var list v1beta1.IPAddressPoolList
+	if err := c.List(ctx, &list); err != nil {
+		return nil, fmt.Errorf("list IPAddressPools: %w", err)
+	}
+	return setOf(list.Items), nil
+}
+
+func setOf(objects []v1beta1.IPAddressPool) *pool.Set {
+	var all []*pool.Pool
+	for i := range objects {
+		p, _ := pool.Parse(&objects[i]) // a pool that is wrong carries its error
+		all = append(all, p)
+	}
+	return pool.NewSet(all...)
+}
+
+// Reconcile gives changed pools to services and writes those statuses that are not what they should be.
+func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	if err := p.services.load(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	var list v1beta1.IPAddressPoolList
+	if err := p.client.List(ctx, &list); err != nil {
+		return reconcile.Result{}, fmt.Errorf("list IPAddressPools: %w", err)
+	}
+	set := setOf(list.Items)
+	var specs, names []string
+	for i := range list.Items {
+		o := &list.Items[i]
+		specs = append(specs, fmt.Sprint(o.UID, "/", o.Generation))
+		names = append(names, o.Name)
+	}
+	slices.Sort(specs)
+	p.mu.Lock()
+	changed := !slices.Equal(specs, p.current)
+	p.current, p.names = specs, names
+	p.mu.Unlock()
+	if changed {
+		p.services.setPools(set)
+		p.log.Info("pools changed", "pools", names)
+	}
+
+	taken, err := p.taken(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	var again reconcile.Result
+	for i := range list.Items {
+		o := &list.Items[i]
+		status := p.status(o, set, taken)
+		if equality.Semantic.DeepEqual(o.Status, status) {
+			continue
+		}
+		if err := p.write(ctx, o, status); err != nil {
+			again.RequeueAfter = poolStatusRetry
+			if !apierrors.IsNotFound(err) && !errors.Is(err, errNotLeader) {
+				p.services.counters.writeErrors.WithLabelValues("IPAddressPool").Inc()
+				p.log.Warn("cannot write the status of a pool", "pool", o.Name, "error", err)
+			}
+		}
+	}
+	return again, nil
+}
+
+// use is addresses that something in the cluster has already.
+type use struct {
+	reason, what string
+	addresses    pool.Range
+}
+
+// taken is the addresses of nodes and the ranges of Services' cluster addresses.
+func (p *pools) taken(ctx context.Context) ([]use, error) {
+	var out []use
+	var nodes corev1.NodeList
+	if err := p.client.List(ctx, &nodes); err != nil {
+		return nil, fmt.Errorf("list Nodes: %w", err)
+	}
+	for i := range nodes.Items {
+		for _, a := range nodes.Items[i].Status.Addresses {
+			if addr, err := netip.ParseAddr(a.Address); err == nil {
+				out = append(out, use{reasonOnNode, "node " + nodes.Items[i].Name, pool.FromAddr(addr.Unmap().WithZone(""))})
+			}
+		}
+	}
+	if p.cidrs {
+		var cidrs networkingv1.ServiceCIDRList
+		if err := p.client.List(ctx, &cidrs); err != nil {
+			return nil, fmt.Errorf("list ServiceCIDRs: %w", err)
+		}
+		for i := range cidrs.Items {
+			for _, c := range cidrs.Items[i].Spec.CIDRs {
+				if prefix, err := netip.ParsePrefix(c); err == nil {
+					out = append(out, use{reasonServiceCIDR, "ServiceCIDR " + cidrs.Items[i].Name, pool.FromPrefix(prefix)})
+				}
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b use) int {
+		return strings.Compare(a.reason+a.what+a.addresses.String(), b.reason+b.what+b.addresses.String())
+	})
+	return out, nil
+}
+
+// status is what a pool's status should be.
+func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, taken []use) v1beta1.IPAddressPoolStatus {
+	u := p.services.usage(o.Name)
+	status := v1beta1.IPAddressPoolStatus{
+		AssignedIPv4: u.Assigned[pool.IPv4], AssignedIPv6: u.Assigned[pool.IPv6],
+		AvailableIPv4: u.Available[pool.IPv4], AvailableIPv6: u.Available[pool.IPv6],
+		Conditions: slices.Clone(o.Status.Conditions),
+	}
+	ready := metav1.Condition{
+		Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonReady, Message: "in use as written",
+		ObservedGeneration: o.Generation,
+	}
+	conflict := metav1.Condition{
+		Type: v1beta1.ConditionConflict, Status: metav1.ConditionTrue, ObservedGeneration: o.Generation,
+	}
+	this := set.Pool(o.Name)
+	var texts []string
+	add := func(reason, text string) {
+		if conflict.Reason == "" {
+			conflict.Reason = reason
+		}
+		texts = append(texts, text)
+	}
+	for _, c := range set.Conflicts(o.Name) {
+		add(reasonOverlap, fmt.Sprintf("%s: belongs to pool %s, which is older", c.Addresses, c.With))
+	}
+	if len(texts) > 0 {
+		ready.Status, ready.Reason = metav1.ConditionFalse, reasonOverlap
+		ready.Message = few(texts) + "; the rest of this pool is in use"
+		if len(this.Addresses) == 0 {
+			ready.Message = few(texts) + "; nothing is left of this pool"
+		}
+	}
+	for _, t := range taken {
+		if both := this.Addresses.Overlap(pool.Ranges{t.addresses}); len(both) > 0 {
+			add(t.reason, fmt.Sprintf("%s: belongs to %s; take it out of the pool, or exclude it", both, t.what))
+		}
+	}
+	conflict.Message = few(texts)
+	if this.Err != nil {
+		ready.Status, ready.Reason = metav1.ConditionFalse, reasonInvalid
+		ready.Message = strings.ReplaceAll(this.Err.Error(), "\n", "; ") + "; nothing is assigned from this pool until it is right"
+	}
+	meta.SetStatusCondition(&status.Conditions, ready)
+	if len(texts) > 0 {
+		meta.SetStatusCondition(&status.Conditions, conflict)
+	} else {
+		meta.RemoveStatusCondition(&status.Conditions, v1beta1.ConditionConflict)
+	}
+	return status
+}
+
+// write writes a whole status: this controller is its only writer.
+func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1beta1.IPAddressPoolStatus) error {
+	if !p.services.holds() {
+		return errNotLeader
+	}
+	b, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	target := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: o.Name}}
+	return p.client.Status().Patch(ctx, target, client.RawPatch(types.MergePatchType, b))
+}
+
+// poolNames is the pools as of the last Reconcile.
+func (p *pools) poolNames() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.names
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/pool"
+)
+
+// What users of MetalLB have on their Services means the same here. Of several names of one annotation the first that
+// is there counts.
+var (
+	addressesNames = []string{v1beta1.AnnotationAddresses, "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"}
+	poolNames      = []string{v1beta1.AnnotationAddressPool, "metallb.io/address-pool", "metallb.universe.tf/address-pool"}
+	sharingNames   = []string{v1beta1.AnnotationAllowSharedIP, "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"}
+)
+
+// ours says whether a Service asks for addresses from this controller.
+func ours(svc *corev1.Service, defaultClass bool) bool {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return false
+	}
+	if svc.Spec.LoadBalancerClass == nil {
+		return defaultClass
+	}
+	return *svc.Spec.LoadBalancerClass == v1beta1.LoadBalancerClass
+}
+
+// requestOf is a Service as allocation sees it.
+func requestOf(svc *corev1.Service, namespaceLabels labels.Set) ipam.Request {
+	r := ipam.Request{
+		Service:         types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
+		Created:         svc.CreationTimestamp.Time,
+		Labels:          svc.Labels,
+		NamespaceLabels: namespaceLabels,
+		Families:        familiesOf(svc),
+		Current:         ingressOf(svc),
+		Managed:         managed(svc),
+	}
+	if p := svc.Spec.IPFamilyPolicy; p != nil {
+		r.RequireAll = *p == corev1.IPFamilyPolicyRequireDualStack
+	}
+	for _, p := range svc.Spec.Ports {
+		r.Ports = append(r.Ports, ipam.Port{Protocol: string(p.Protocol), Number: uint16(p.Port)})
+	}
+	if svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		r.Local = labels.Set(svc.Spec.Selector).String()
+		if r.Local == "" {
+			r.Local = "endpoints of " + svc.Name // made by hand, so no other Service's
+		}
+	}
+	_, r.SharingKey = annotation(svc, sharingNames)
+	var err error
+	if r.Addresses, err = requestedAddresses(svc); err != nil {
+		r.Problem = err.Error()
+	}
+	_, names := annotation(svc, poolNames)
+	r.Pools = splitList(names)
+	return r
+}
+
+// annotation is the first of the named annotations that the Service has, and its value.
+func annotation(svc *corev1.Service, names []string) (name, value string) {
+	for _, n := range names {
+		if v, ok := svc.Annotations[n]; ok {
+			return n, strings.TrimSpace(v)
+		}
+	}
+	return "", ""
+}
+
+// splitList reads a comma-separated list, without repetitions.
+func splitList(s string) []string {
+	var out []string
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" && !slices.Contains(out, item) {
+			out = append(out, item)
+		}
+	}
+	return out
+}
+
+// requestedAddresses reads the addresses that a Service asks for by annotation or spec.loadBalancerIP. When it has both
+// they must agree.
+func requestedAddresses(svc *corev1.Service) ([]netip.Addr, error) {
+	name, value := annotation(svc, addressesNames)
+	var out []netip.Addr
+	for _, item := range splitList(value) {
+		a, err := pool.ParseAddr(item)
+		if err != nil {
+			return nil, fmt.Errorf("annotation %s: %w", name, err)
+		}
+		if slices.ContainsFunc(out, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			return nil, fmt.Errorf("annotation %s: %q has two addresses of one family: ask for at most one of each", name, value)
+		}
+		out = append(out, a)
+	}
+	ip := svc.Spec.LoadBalancerIP
+	if ip == "" {
+		return out, nil
+	}
+	a, err := pool.ParseAddr(ip)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("spec.loadBalancerIP: %w", err)
+	case len(out) == 0:
+		return []netip.Addr{a}, nil
+	case !slices.Contains(out, a):
+		return nil, fmt.Errorf("spec.loadBalancerIP is %s, annotation %s says %s: remove one of them", a, name, value)
+	}
+	return out, nil
+}
+
+// familiesOf is the families of the Service's cluster addresses: it can be reached by no other.
+func familiesOf(svc *corev1.Service) []pool.Family {
+	var out []pool.Family
+	for _, ip := range svc.Spec.ClusterIPs {
+		if a, err := netip.ParseAddr(ip); err == nil && !slices.Contains(out, pool.FamilyOf(a)) {
+			out = append(out, pool.FamilyOf(a))
+		}
+	}
+	return out
+}
+
+// ingressOf is the addresses in the Service's status.
+func ingressOf(svc *corev1.Service) []netip.Addr {
+	var out []netip.Addr
+	for _, i := range svc.Status.LoadBalancer.Ingress {
+		if a, err := netip.ParseAddr(i.IP); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// managed says whether Clarion has written the Service's status before.
+func managed(svc *corev1.Service) bool {
+	return meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated) != nil
+}
+
+// trimService drops from Services in the cache what nobody here reads. It keeps what internal/snapshot uses.
+func trimService(o any) (any, error) {
+	svc, ok := o.(*corev1.Service)
+	if !ok {
+		return o, nil
+	}
+	svc.ManagedFields, svc.OwnerReferences, svc.Finalizers = nil, nil, nil
+	var kept map[string]string
+	for _, names := range [][]string{addressesNames, poolNames, sharingNames} {
+		if name, _ := annotation(svc, names); name != "" {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[name] = svc.Annotations[name]
+		}
+	}
+	svc.Annotations = kept
+	for i, p := range svc.Spec.Ports {
+		svc.Spec.Ports[i] = corev1.ServicePort{Protocol: p.Protocol, Port: p.Port}
+	}
+	return svc, nil
+}
+
+// trimNamespace keeps a Namespace's labels.
+func trimNamespace(o any) (any, error) {
+	ns, ok := o.(*corev1.Namespace)
+	if !ok {
+		return o, nil
+	}
+	ns.ObjectMeta = metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion, Labels: ns.Labels}
+	ns.Spec, ns.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}
+	return ns, nil
+}

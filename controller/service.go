@@ -1,0 +1,470 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/pool"
+)
+
+const (
+	// serviceWorkers is how many statuses are written at once.
+	serviceWorkers = 32
+	// A status that cannot be written is tried again after firstRetry, then after twice that, and so on to lastRetry.
+	firstRetry, lastRetry = 10 * time.Millisecond, 30 * time.Second
+	// listPage is how many Services are read at once when the controller takes over.
+	listPage = 500
+)
+
+type (
+	key   = types.NamespacedName
+	queue = workqueue.TypedRateLimitingInterface[reconcile.Request]
+)
+
+// services reconciles Services: it holds the Table, and writes into each Service's status what the Table says.
+type services struct {
+	client       client.Client // reads from the cache
+	live         client.Reader // reads from the API server
+	defaultClass bool
+	holds        func() bool // whether this controller may write
+	counters     *counters
+	events       events.EventRecorder
+	log          *slog.Logger
+	changed      func() // called when the pools' numbers may have changed
+
+	mu       sync.Mutex
+	queue    queue
+	loaded   bool
+	table    *ipam.Table
+	versions map[key]string    // resourceVersion of each Service as this controller last read or wrote it itself
+	failures map[key]failure   // of the last write
+	born     map[key]time.Time // when a Service without addresses was first seen
+}
+
+// failure is a status that could not be written.
+type failure struct {
+	text  string
+	times int
+}
+
+// setupServices adds the reconciler to the manager. Its caches and queue are kept on standbys too.
+func setupServices(mgr manager.Manager, defaultClass bool, holds func() bool, n *counters, log *slog.Logger) (*services, error) {
+	s := &services{
+		client: mgr.GetClient(), live: mgr.GetAPIReader(), defaultClass: defaultClass, holds: holds, counters: n,
+		events: mgr.GetEventRecorder("clarion-controller"), log: log, changed: func() {},
+		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{},
+		born: map[key]time.Time{},
+	}
+	c, err := controller.New("services", mgr, controller.Options{
+		Reconciler:              s,
+		MaxConcurrentReconciles: serviceWorkers,
+		EnableWarmup:            new(true),
+		SkipNameValidation:      new(true), // a controller that starts anew has the same name
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, errors.Join(
+		c.Watch(source.Func(func(_ context.Context, q queue) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.queue = q
+			return nil
+		})),
+		c.Watch(source.Kind(mgr.GetCache(), &corev1.Service{}, &handler.TypedEnqueueRequestForObject[*corev1.Service]{},
+			predicate.TypedFuncs[*corev1.Service]{
+				CreateFunc: func(e event.TypedCreateEvent[*corev1.Service]) bool { return s.seen(e.Object) },
+				UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Service]) bool { return s.seen(e.ObjectNew) },
+			})),
+		c.Watch(source.Kind(mgr.GetCache(), &corev1.Namespace{},
+			handler.TypedEnqueueRequestsFromMapFunc(s.inNamespace),
+			predicate.TypedFuncs[*corev1.Namespace]{
+				CreateFunc: func(event.TypedCreateEvent[*corev1.Namespace]) bool { return true },
+				UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Namespace]) bool {
+					return !maps.Equal(e.ObjectOld.Labels, e.ObjectNew.Labels)
+				},
+				DeleteFunc: func(event.TypedDeleteEvent[*corev1.Namespace]) bool { return false },
+			})),
+	)
+}
+
+// seen notes when a Service began to wait for its address.
+func (s *services) seen(svc *corev1.Service) bool {
+	k := client.ObjectKeyFromObject(svc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch _, waits := s.born[k]; {
+	case len(svc.Status.LoadBalancer.Ingress) > 0 || !ours(svc, s.defaultClass):
+		delete(s.born, k)
+	case !waits:
+		// Kubernetes keeps whole seconds, which is too coarse for a Service that has just been made.
+		now, created := time.Now(), svc.CreationTimestamp.Time
+		if now.Sub(created) < 2*time.Second {
+			created = now
+		}
+		s.born[k] = created
+	}
+	return true
+}
+
+// inNamespace is the Services whose namespace changed its labels.
+func (s *services) inNamespace(ctx context.Context, ns *corev1.Namespace) []reconcile.Request {
+	var list corev1.ServiceList
+	if err := s.client.List(ctx, &list, client.InNamespace(ns.Name)); err != nil {
+		s.log.Error("cannot list Services", "namespace", ns.Name, "error", err)
+		return nil
+	}
+	var out []reconcile.Request
+	for i := range list.Items {
+		out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+	}
+	return out
+}
+
+// load fills the Table, once, before anything is decided: with the pools, then with the Services as the API server has
+// them now. The cache may lag behind what the leader before wrote.
+func (s *services) load(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.loaded {
+		return nil
+	}
+	start := time.Now()
+	set, err := poolSet(ctx, s.client)
+	if err != nil {
+		return err
+	}
+	var reqs []ipam.Request
+	versions := map[key]string{}
+	for token := ""; ; {
+		var page corev1.ServiceList
+		if err := s.live.List(ctx, &page, &client.ListOptions{
+			FieldSelector: fields.OneTermEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer)),
+			Limit:         listPage, Continue: token,
+		}); err != nil {
+			return fmt.Errorf("list Services: %w", err)
+		}
+		for i := range page.Items {
+			svc := &page.Items[i]
+			if !ours(svc, s.defaultClass) || svc.DeletionTimestamp != nil && len(svc.Status.LoadBalancer.Ingress) == 0 || foreign(svc) {
+				continue
+			}
+			nsLabels, err := s.namespaceLabels(ctx, svc.Namespace)
+			if err != nil {
+				return err
+			}
+			r := requestOf(svc, nsLabels)
+			versions[r.Service] = svc.ResourceVersion
+			reqs = append(reqs, r)
+		}
+		if token = page.Continue; token == "" {
+			break
+		}
+	}
+	now := time.Now()
+	s.table.SetPools(set, now)
+	s.table.Load(reqs, now)
+	s.table.Dirty() // every Service is looked at now anyway
+	s.versions = versions
+	s.loaded = true
+	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "took", time.Since(start))
+	return nil
+}
+
+// namespaceLabels is the labels of a namespace, none when it is not there.
+func (s *services) namespaceLabels(ctx context.Context, name string) (labels.Set, error) {
+	var ns corev1.Namespace
+	err := s.client.Get(ctx, key{Name: name}, &ns)
+	return ns.Labels, client.IgnoreNotFound(err)
+}
+
+// foreign says whether another controller has given the Service a host name. Only addresses can be adopted.
+func foreign(svc *corev1.Service) bool {
+	return !managed(svc) && slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(i corev1.LoadBalancerIngress) bool {
+		return i.Hostname != ""
+	})
+}
+
+// setPools gives the Table the pools.
+func (s *services) setPools(set *pool.Set) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.table.SetPools(set, time.Now())
+	s.follow()
+}
+
+// usage is how full a pool is.
+func (s *services) usage(name string) ipam.Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.table.Usage(name)
+}
+
+// follow has those Services looked at whose result changed with another's. s.mu must be held.
+func (s *services) follow() {
+	for _, k := range s.table.Dirty() {
+		s.queue.Add(reconcile.Request{NamespacedName: k})
+	}
+	s.changed()
+}
+
+// Reconcile brings one Service's status up to date. An error concerns this Service only.
+func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	if err := s.load(ctx); err != nil {
+		return reconcile.Result{}, err
+	}
+	k := req.NamespacedName
+	svc := &corev1.Service{}
+	err := s.client.Get(ctx, k, svc)
+	switch {
+	case apierrors.IsNotFound(err):
+		return s.retry(k, s.gone(ctx, k))
+	case err != nil:
+		return reconcile.Result{}, err
+	case !ours(svc, s.defaultClass):
+		return s.retry(k, s.gone(ctx, k))
+	case svc.DeletionTimestamp != nil || foreign(svc):
+		return reconcile.Result{}, nil
+	}
+	nsLabels, err := s.namespaceLabels(ctx, k.Namespace)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	r := requestOf(svc, nsLabels)
+
+	s.mu.Lock()
+	if s.newer(k, svc) {
+		s.mu.Unlock()
+		return reconcile.Result{}, nil // the cache will say so when it knows
+	}
+	res := s.table.Assign(r, time.Now())
+	s.follow()
+	s.mu.Unlock()
+	if res.Reason == ipam.Foreign {
+		return reconcile.Result{}, nil
+	}
+	return s.retry(k, s.write(ctx, svc, &res))
+}
+
+// newer says whether this controller has seen a later state of the Service than the cache has. s.mu must be held.
+func (s *services) newer(k key, svc *corev1.Service) bool {
+	v, ok := s.versions[k]
+	if !ok {
+		return false
+	}
+	c, err := resourceversion.CompareResourceVersion(svc.ResourceVersion, v)
+	if err == nil && c > 0 {
+		delete(s.versions, k) // the cache has caught up
+	}
+	return err == nil && c < 0
+}
+
+// write writes what has been decided, if the status does not say it already.
+func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Result) error {
+	k := client.ObjectKeyFromObject(svc)
+	next := metav1.Condition{
+		Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue, Reason: string(res.Reason), Message: res.Message(),
+		LastTransitionTime: metav1.Now(),
+	}
+	if !res.Satisfied() {
+		next.Status = metav1.ConditionFalse
+	}
+	addrs := res.Addresses()
+	old := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated)
+	moved := !sameIngress(svc, addrs)
+	if old != nil {
+		if !moved && old.Status == next.Status && old.Reason == next.Reason && old.Message == next.Message {
+			return nil
+		}
+		if old.Status == next.Status {
+			next.LastTransitionTime = old.LastTransitionTime
+		}
+	}
+	written := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
+	if err := s.patch(ctx, written, statusPatch(svc.ResourceVersion, addrs, next)); err != nil {
+		return err
+	}
+	now := time.Now()
+	s.mu.Lock()
+	s.versions[k] = written.ResourceVersion
+	s.table.Published(k, addrs, now)
+	s.follow()
+	born, waited := s.born[k]
+	if len(addrs) > 0 {
+		delete(s.born, k)
+	}
+	s.mu.Unlock()
+
+	if !res.Satisfied() {
+		s.counters.failed.WithLabelValues(string(res.Reason)).Inc()
+	} else if moved {
+		s.counters.allocated.Inc()
+	}
+	if waited && len(addrs) > 0 {
+		s.counters.latency.Observe(now.Sub(born).Seconds())
+	}
+	log := s.log.With("service", k.String(), "addresses", addrs, "reason", next.Reason, "message", next.Message)
+	switch {
+	case res.Notice != "":
+		log.Warn("address lost", "was", ingressOf(svc), "why", res.Notice)
+		s.event(svc, corev1.EventTypeWarning, "AddressLost", res.Notice+"; now "+next.Message)
+	case next.Status == metav1.ConditionTrue:
+		log.Info("allocated", "was", ingressOf(svc))
+		s.event(svc, corev1.EventTypeNormal, next.Reason, next.Message)
+	default:
+		log.Warn("not allocated", "was", ingressOf(svc))
+		s.event(svc, corev1.EventTypeWarning, next.Reason, next.Message)
+	}
+	return nil
+}
+
+// sameIngress says whether the status names just these addresses, to be reached as they are.
+func sameIngress(svc *corev1.Service, addrs []netip.Addr) bool {
+	return slices.EqualFunc(svc.Status.LoadBalancer.Ingress, addrs, func(i corev1.LoadBalancerIngress, a netip.Addr) bool {
+		return i.IP == a.String() && i.Hostname == "" && (i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP)
+	})
+}
+
+// statusPatch is a strategic merge patch: it replaces the ingress list, and of the conditions only those that it names.
+// It is refused when the Service is not what the decision was made on. An element of conditions is a metav1.Condition,
+// or a conditionRemoval.
+func statusPatch(version string, addrs []netip.Addr, conditions ...any) map[string]any {
+	var ingress []corev1.LoadBalancerIngress
+	for _, a := range addrs {
+		ingress = append(ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: new(corev1.LoadBalancerIPModeVIP)})
+	}
+	return map[string]any{
+		"metadata": map[string]any{"resourceVersion": version},
+		"status": map[string]any{
+			"loadBalancer": map[string]any{"ingress": ingress},
+			"conditions":   conditions,
+		},
+	}
+}
+
+// conditionRemoval takes the condition of its type away.
+type conditionRemoval struct {
+	Patch string `json:"$patch"` // "delete"
+	Type  string `json:"type"`
+}
+
+// errNotLeader is why a write is not sent: another controller may have the lease.
+var errNotLeader = errors.New("the lease may be lost")
+
+func (s *services) patch(ctx context.Context, svc *corev1.Service, body map[string]any) error {
+	if !s.holds() {
+		return errNotLeader
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	return s.client.Status().Patch(ctx, svc, client.RawPatch(types.StrategicMergePatchType, b))
+}
+
+// gone releases the addresses of a Service that is deleted or no longer asks for any, and takes back what was written
+// into its status. The cache only has Services of type LoadBalancer, so it cannot tell the two apart.
+func (s *services) gone(ctx context.Context, k key) error {
+	s.mu.Lock()
+	_, known := s.table.Result(k)
+	s.mu.Unlock()
+	if !known {
+		return nil
+	}
+	svc := &corev1.Service{}
+	err := s.live.Get(ctx, k, svc)
+	if client.IgnoreNotFound(err) != nil {
+		return err
+	}
+	if err == nil && ours(svc, s.defaultClass) {
+		return nil // made anew, or not in the cache yet, which is about to have it
+	}
+	s.mu.Lock()
+	s.table.Release(k, time.Now())
+	delete(s.versions, k)
+	delete(s.born, k)
+	s.follow()
+	s.mu.Unlock()
+	s.log.Info("released", "service", k.String(), "deleted", err != nil)
+	for err == nil && managed(svc) && svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		// Services without the type are not in the cache, so this is not tried again later.
+		err = s.patch(ctx, svc, statusPatch(svc.ResourceVersion, nil,
+			conditionRemoval{"delete", v1beta1.ConditionAllocated}, conditionRemoval{"delete", v1beta1.ConditionAnnounced}))
+		if !apierrors.IsConflict(err) {
+			break
+		}
+		if err = s.live.Get(ctx, k, svc); err == nil && ours(svc, s.defaultClass) {
+			return nil
+		}
+	}
+	return client.IgnoreNotFound(err)
+}
+
+// retry says when to try again after a write, and tells of a failure once.
+func (s *services) retry(k key, err error) (reconcile.Result, error) {
+	s.mu.Lock()
+	f := s.failures[k]
+	if err == nil || apierrors.IsNotFound(err) {
+		delete(s.failures, k)
+		s.mu.Unlock()
+		return reconcile.Result{}, nil
+	}
+	news := f.text != err.Error()
+	f.text = err.Error()
+	f.times++
+	s.failures[k] = f
+	s.mu.Unlock()
+	after := lastRetry
+	if f.times < 12 {
+		after = min(firstRetry<<(f.times-1), lastRetry)
+	}
+	if apierrors.IsConflict(err) || errors.Is(err, errNotLeader) {
+		s.log.Debug("status not written", "service", k.String(), "error", err)
+		return reconcile.Result{RequeueAfter: after}, nil
+	}
+	s.counters.writeErrors.WithLabelValues("Service").Inc()
+	if news {
+		s.log.Warn("cannot write the status of a Service", "service", k.String(), "error", err)
+		s.event(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}},
+			corev1.EventTypeWarning, "StatusRejected", err.Error())
+	}
+	return reconcile.Result{RequeueAfter: after}, nil
+}
+
+// event records an event about a Service.
+func (s *services) event(svc *corev1.Service, kind, reason, message string) {
+	const most = 1024 // what the API takes
+	if len(message) > most {
+		message = message[:most-3] + "..."
+	}
+	s.events.Eventf(svc, nil, kind, reason, "Allocate", "%s", message)
+}
