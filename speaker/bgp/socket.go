@@ -1,0 +1,248 @@
+package bgp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dial connects to the peer at remote within timeout.
+func dial(ctx context.Context, p Peer, remote netip.Addr, timeout time.Duration) (*net.TCPConn, error) {
+	port := p.Port
+	if port == 0 {
+		port = 179
+	}
+	d := net.Dialer{
+		Timeout:   timeout,
+		KeepAlive: -1, // the protocol has its own
+		Control: func(_, _ string, c syscall.RawConn) error {
+			return control(c, func(fd int) error {
+				if p.VRF != "" {
+					if err := unix.BindToDevice(fd, p.VRF); err != nil {
+						return fmt.Errorf("bind to VRF %s: %w", p.VRF, err)
+					}
+				}
+				if p.Password != "" {
+					if err := setPassword(fd, remote, p.VRF, p.Password); err != nil {
+						return err
+					}
+				}
+				return setTTL(fd, p, remote.Is6())
+			})
+		},
+	}
+	if p.Source.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Source, 0))
+	}
+	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(remote, port).String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// control runs f on the socket, between its creation and its use.
+func control(c syscall.RawConn, f func(fd int) error) error {
+	var ferr error
+	if err := c.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// setTTL sets what packets of the session leave with, and the least they may arrive with.
+func setTTL(fd int, p Peer, v6 bool) error {
+	level, ttl, least := unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MINTTL
+	if v6 {
+		level, ttl, least = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MINHOPCOUNT
+	}
+	switch {
+	case p.TTLSecurity: // RFC 5082 section 3
+		if err := unix.SetsockoptInt(fd, level, ttl, 255); err != nil {
+			return fmt.Errorf("set TTL: %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, level, least, 255); err != nil {
+			return fmt.Errorf("set minimum TTL: %w", err)
+		}
+	case p.external() && !p.MultiHop:
+		if err := unix.SetsockoptInt(fd, level, ttl, 1); err != nil {
+			return fmt.Errorf("set TTL: %w", err)
+		}
+	}
+	return nil
+}
+
+// external says that the peer can only be of another AS.
+func (p Peer) external() bool {
+	return p.Dynamic == DynamicExternal || p.Dynamic == DynamicNone && p.PeerASN != p.LocalASN
+}
+
+// setPassword makes the socket sign what it sends to remote, and drop what comes from there without the same signature
+// (RFC 2385). An empty password takes it back.
+func setPassword(fd int, remote netip.Addr, vrf, password string) error {
+	sig := unix.TCPMD5Sig{Keylen: uint16(len(password))}
+	copy(sig.Key[:], password)
+	// Addr is a struct sockaddr without its first field.
+	if remote.Is4() {
+		sig.Addr.Family = unix.AF_INET
+		copy(sig.Addr.Data[2:], remote.AsSlice())
+	} else {
+		sig.Addr.Family = unix.AF_INET6
+		copy(sig.Addr.Data[6:], remote.AsSlice())
+	}
+	if vrf != "" {
+		ifi, err := net.InterfaceByName(vrf)
+		if err != nil {
+			return fmt.Errorf("set TCP MD5 key: VRF %s: %w", vrf, err)
+		}
+		sig.Ifindex, sig.Flags = int32(ifi.Index), unix.TCP_MD5SIG_FLAG_IFINDEX
+	}
+	if err := unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, &sig); err != nil && (password != "" || err != unix.ENOENT) {
+		return fmt.Errorf("set TCP MD5 key: %w", err)
+	}
+	return nil
+}
+
+// listeners are the sockets that passive peers connect to: one for each family and VRF, open while a peer waits there.
+type listeners struct {
+	port uint16
+
+	mu   sync.Mutex
+	open map[listenKey]*listener
+	all  sync.WaitGroup
+}
+
+type listenKey struct {
+	v6  bool
+	vrf string
+}
+
+type listener struct {
+	*net.TCPListener
+	waiting map[netip.Addr]chan<- *net.TCPConn
+}
+
+func newListeners(port uint16) *listeners {
+	return &listeners{port: port, open: map[listenKey]*listener{}}
+}
+
+// wait delivers connections of remote to accepted, until cancel is called. A connection that nobody receives at once is
+// closed. It is an error if another peer waits for the same address.
+func (l *listeners) wait(p Peer, remote netip.Addr, accepted chan<- *net.TCPConn) (cancel func(), err error) {
+	key := listenKey{remote.Is6(), p.VRF}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ls := l.open[key]
+	if ls == nil {
+		if ls, err = l.listen(key); err != nil {
+			return nil, err
+		}
+	}
+	if ls.waiting[remote] != nil {
+		return nil, fmt.Errorf("two passive peers have the address %s", remote)
+	}
+	if err := ls.password(p, remote, p.Password); err != nil {
+		if len(ls.waiting) == 0 {
+			l.shut(key)
+		}
+		return nil, err
+	}
+	ls.waiting[remote] = accepted
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(ls.waiting, remote)
+		if len(ls.waiting) == 0 && l.open[key] == ls {
+			l.shut(key)
+		} else {
+			_ = ls.password(p, remote, "") // fails only when the listener is closed
+		}
+	}, nil
+}
+
+func (ls *listener) password(p Peer, remote netip.Addr, password string) error {
+	if p.Password == "" {
+		return nil
+	}
+	c, err := ls.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(c, func(fd int) error { return setPassword(fd, remote, p.VRF, password) })
+}
+
+// listen opens a listener. l.mu is held.
+func (l *listeners) listen(key listenKey) (*listener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return control(c, func(fd int) error {
+			if key.vrf != "" {
+				if err := unix.BindToDevice(fd, key.vrf); err != nil {
+					return fmt.Errorf("bind to VRF %s: %w", key.vrf, err)
+				}
+			}
+			// Peers with GTSM expect it from the first packet on; others take it as well.
+			if key.v6 {
+				return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 255)
+			}
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, 255)
+		})
+	}}
+	lc.SetMultipathTCP(false) // it excludes MD5 signatures
+	network, address := "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), l.port)
+	if key.v6 {
+		network, address = "tcp6", netip.AddrPortFrom(netip.IPv6Unspecified(), l.port)
+	}
+	n, err := lc.Listen(context.Background(), network, address.String())
+	if err != nil {
+		return nil, err
+	}
+	ls := &listener{n.(*net.TCPListener), map[netip.Addr]chan<- *net.TCPConn{}}
+	l.open[key] = ls
+	l.all.Go(func() { l.accept(ls) })
+	return ls, nil
+}
+
+func (l *listeners) accept(ls *listener) {
+	for {
+		c, err := ls.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of file descriptors, for example
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+		l.mu.Lock()
+		accepted := ls.waiting[remote]
+		l.mu.Unlock()
+		select {
+		case accepted <- c:
+		default:
+			c.Close()
+		}
+	}
+}
+
+// shut closes a listener. l.mu is held.
+func (l *listeners) shut(key listenKey) {
+	l.open[key].Close()
+	delete(l.open, key)
+}
+
+// close closes every listener and waits for them.
+func (l *listeners) close() {
+	l.mu.Lock()
+	for key := range l.open {
+		l.shut(key)
+	}
+	l.mu.Unlock()
+	l.all.Wait()
+}

@@ -1,0 +1,229 @@
+package bgp
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
+)
+
+// message makes a message with the right length.
+func message(typ uint8, body ...byte) []byte {
+	b := slices.Clone(keepalive)
+	b[18] = typ
+	b = append(b, body...)
+	b[16], b[17] = byte(len(b)>>8), byte(len(b))
+	return b
+}
+
+func TestReadMessage(t *testing.T) {
+	mangled := func(f func(b []byte)) []byte { b := slices.Clone(keepalive); f(b); return b }
+	for _, tt := range []struct {
+		name string
+		in   []byte
+		want string // the answer, "" if the message is read
+	}{
+		{"keepalive", keepalive, ""},
+		{"open", message(1, make([]byte, 10)...), ""},
+		{"largest update", message(2, make([]byte, maxMessage-headerLen)...), ""},
+		{"marker", mangled(func(b []byte) { b[3] = 0 }), "1/1"},
+		{"too long", mangled(func(b []byte) { b[16], b[17], b[18] = 0x10, 0x01, 2 }), "1/2"},
+		{"shorter than a header", mangled(func(b []byte) { b[17] = 18 }), "1/2"},
+		{"short open", message(1, make([]byte, 9)...), "1/2"},
+		{"short update", message(2, make([]byte, 3)...), "1/2"},
+		{"long keepalive", message(4, 0), "1/2"},
+		{"unknown type", message(6, 0), "1/3"},
+		{"type 0", message(0), "1/3"},
+	} {
+		msg, typ, err := readMessage(bufio.NewReader(bytes.NewReader(tt.in)), new([maxMessage]byte))
+		if tt.want == "" {
+			if err != nil || !bytes.Equal(msg, tt.in) || typ != tt.in[18] {
+				t.Errorf("%s: % x, type %d, %v", tt.name, msg, typ, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), "sent NOTIFICATION "+tt.want) {
+			t.Errorf("%s: %v, want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
+func TestNotifications(t *testing.T) {
+	for _, tt := range []struct {
+		msg  []byte
+		want string
+	}{
+		{message(3, 6, 2), "received NOTIFICATION 6/2 (cease, administrative shutdown)"},
+		{message(3, 6, 2, 2, 'h', 'i'), `received NOTIFICATION 6/2 (cease, administrative shutdown): "hi"`},
+		{message(3, 6, 4, 9, 'h', 'i'), "received NOTIFICATION 6/4 (cease, administrative reset)"},
+		{message(3, 2, 2), "received NOTIFICATION 2/2 (OPEN message error, bad peer AS)"},
+		{message(3, 2, 8), "received NOTIFICATION 2/8 (OPEN message error)"},
+		{message(3, 4, 0), "received NOTIFICATION 4/0 (hold timer expired)"},
+		{message(3, 6, 10), "received NOTIFICATION 6/10 (cease, BFD down)"},
+		{message(3, 6, 200), "received NOTIFICATION 6/200 (cease)"},
+		{message(3, 99, 1), "received NOTIFICATION 99/1 (unknown error)"},
+		{message(3), "received NOTIFICATION 0/0 (unknown error)"},
+	} {
+		if got := parseNotification(tt.msg, false).Error(); got != tt.want {
+			t.Errorf("got %s, want %s", got, tt.want)
+		}
+	}
+	if got := notify(6, 1, []byte{1, 2}).bytes(); !bytes.Equal(got, message(3, 6, 1, 1, 2)) {
+		t.Errorf("got % x", got)
+	}
+}
+
+func TestOpenOnTheWire(t *testing.T) {
+	o := open{
+		asn: 4200000001, id: netip.MustParseAddr("192.0.2.1"), hold: 9 * time.Second, refresh: true, v4over6: true, name: "node1",
+		families: []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC},
+		restart:  bgp.NewCapGracefulRestart(true, false, 120, []*bgp.CapGracefulRestartTuple{bgp.NewCapGracefulRestartTuple(bgp.RF_IPv4_UC, true)}),
+	}
+	b, err := o.bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Version 4, AS_TRANS, the hold time, the router ID (RFC 4271 section 4.2).
+	if want := []byte{4, 23456 >> 8, 23456 & 0xff, 0, 9, 192, 0, 2, 1}; !bytes.Equal(b[19:28], want) {
+		t.Errorf("got % x, want % x", b[19:28], want)
+	}
+	// Graceful restart: the Restart State bit, 120 s, IPv4 unicast with the Forwarding State bit (RFC 4724 section 3).
+	if want := []byte{64, 6, 0x80, 120, 0, 1, 1, 0x80}; !bytes.Contains(b, want) {
+		t.Errorf("no % x in % x", want, b)
+	}
+	got, err := parseOpen(b)
+	if err != nil || got.asn != o.asn || got.id != o.id || got.hold != o.hold || !got.refresh || !got.v4over6 || got.name != o.name || !slices.Equal(got.families, o.families) || got.restart == nil {
+		t.Errorf("read back as %+v, %v", got, err)
+	}
+	// A speaker that knows no capabilities means IPv4, and its AS number is in the header.
+	got, err = parseOpen(message(1, 4, 0xfd, 0xe9, 0, 90, 192, 0, 2, 2, 0))
+	if err != nil || got.asn != 65001 || got.hold != 90*time.Second || !got.carries(bgp.RF_IPv4_UC) || got.carries(bgp.RF_IPv6_UC) {
+		t.Errorf("plain OPEN read as %+v, %v", got, err)
+	}
+	var n *notification
+	if _, err := parseOpen(message(1, 3, 0xfd, 0xe9, 0, 90, 192, 0, 2, 2, 0)); !errors.As(err, &n) || n.code != 2 || n.subcode != 1 {
+		t.Errorf("version 3: %v", err)
+	}
+}
+
+// What is read as an OPEN can be written and read again.
+func FuzzOpen(f *testing.F) {
+	b, err := open{asn: 65001, id: netip.MustParseAddr("192.0.2.1"), families: []bgp.Family{bgp.RF_IPv4_UC}, v4over6: true, name: "a",
+		restart: bgp.NewCapGracefulRestart(true, true, 1, []*bgp.CapGracefulRestartTuple{bgp.NewCapGracefulRestartTuple(bgp.RF_IPv6_UC, true)})}.bytes()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b[headerLen:])
+	f.Add([]byte{4, 0xfd, 0xe9, 0, 90, 192, 0, 2, 2, 0})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		msg := message(1, body...)
+		if len(body) < 10 || len(msg) > maxMessage {
+			return
+		}
+		o, err := parseOpen(msg)
+		if err != nil {
+			return
+		}
+		o.name = "" // as the library gets it
+		b, err := o.bytes()
+		if err != nil {
+			return // more than fits
+		}
+		again, err := parseOpen(b)
+		if err != nil {
+			t.Fatalf("%+v cannot be read back: %v", o, err)
+		}
+		if again.asn != o.asn || again.hold != o.hold || again.id != o.id || again.v4over6 != o.v4over6 || !slices.Equal(again.families, o.families) {
+			t.Errorf("%+v became %+v", o, again)
+		}
+	})
+}
+
+// counted is what prefixes finds in an UPDATE.
+func counted(msg []byte) (announced, withdrawn map[netip.Prefix]bool) {
+	announced, withdrawn = map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
+	prefixes(msg, func(p netip.Prefix) { announced[p] = true }, func(p netip.Prefix) { withdrawn[p] = true })
+	return announced, withdrawn
+}
+
+func update(t testing.TB, withdrawn, announced []string) []byte {
+	t.Helper()
+	list := func(ps []string) (v4, v6 []bgp.PathNLRI) {
+		for _, s := range ps {
+			n, err := bgp.NewIPAddrPrefix(netip.MustParsePrefix(s))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(s, ":") {
+				v6 = append(v6, bgp.PathNLRI{NLRI: n})
+			} else {
+				v4 = append(v4, bgp.PathNLRI{NLRI: n})
+			}
+		}
+		return v4, v6
+	}
+	w4, w6 := list(withdrawn)
+	a4, a6 := list(announced)
+	attrs := []bgp.PathAttributeInterface{bgp.NewPathAttributeOrigin(0)}
+	if w6 != nil {
+		a, _ := bgp.NewPathAttributeMpUnreachNLRI(bgp.RF_IPv6_UC, w6)
+		attrs = append(attrs, a)
+	}
+	if a6 != nil {
+		a, _ := bgp.NewPathAttributeMpReachNLRI(bgp.RF_IPv6_UC, a6, netip.MustParseAddr("2001:db8::1"))
+		attrs = append(attrs, a)
+	}
+	b, err := bgp.NewBGPUpdateMessage(w4, attrs, a4).Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestPrefixesOfAnUpdate(t *testing.T) {
+	set := func(ps ...string) map[netip.Prefix]bool {
+		m := map[netip.Prefix]bool{}
+		for _, p := range ps {
+			m[netip.MustParsePrefix(p)] = true
+		}
+		return m
+	}
+	out, in := []string{"192.0.2.0/24", "2001:db8:1::/48"}, []string{"0.0.0.0/0", "203.0.113.128/25", "2001:db8:2::1/128", "::/0"}
+	announced, withdrawn := counted(update(t, out, in))
+	if !maps.Equal(announced, set(in...)) || !maps.Equal(withdrawn, set(out...)) {
+		t.Errorf("announced %v, withdrawn %v", announced, withdrawn)
+	}
+	announced, withdrawn = counted(message(2, 0, 0, 0, 0)) // End-of-RIB
+	if len(announced)+len(withdrawn) != 0 {
+		t.Errorf("End-of-RIB: %v, %v", announced, withdrawn)
+	}
+}
+
+// Whatever comes, counting ends, and what the library's own codec can read is counted alike.
+func FuzzPrefixes(f *testing.F) {
+	f.Add(update(f, []string{"192.0.2.0/24", "2001:db8:1::/48"}, []string{"0.0.0.0/0", "203.0.113.128/25", "2001:db8:2::1/128"})[headerLen:])
+	f.Add([]byte{0, 0, 0, 0})
+	f.Add([]byte{0, 0, 0, 7, 0x90, 14, 0, 3, 0, 1, 1})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		msg := message(2, body...)
+		if len(body) < 4 || len(msg) > maxMessage {
+			return
+		}
+		announced, _ := counted(msg)
+		m, err := bgp.ParseBGPMessage(msg)
+		if err != nil {
+			return
+		}
+		u := m.Body.(*bgp.BGPUpdate)
+		for _, n := range u.NLRI {
+			if p, ok := n.NLRI.(*bgp.IPAddrPrefix); ok && !announced[p.Prefix.Masked()] {
+				t.Errorf("%s was not counted", p.Prefix)
+			}
+		}
+	})
+}

@@ -1,0 +1,497 @@
+package layer2
+
+import (
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// State is what a Responder does about an address.
+type State string
+
+const (
+	// Probing: finding out whether the address is free; silent.
+	Probing State = "Probing"
+	// Answering: answered and announced on the address's interfaces.
+	Answering State = "Answering"
+	// Standby: another speaker holds the address; silent, until that one is.
+	Standby State = "Standby"
+	// Contested: a stranger had the address before it was announced for the first time; silent, until that one is.
+	Contested State = "Contested"
+)
+
+// holding is an address of the set. The atomics are shared with the readers; the rest belongs to Responder.mu.
+type holding struct {
+	addr   netip.Addr
+	want   Address
+	state  State
+	reason string
+	since  time.Time
+	slots  map[int]*slot // by interface index
+	asked  int           // probes sent
+	probe  *task
+	rivals map[MAC]*rival
+	// defended is when the address was last defended against a stranger.
+	defended time.Time
+
+	quiet   atomic.Bool // not answered
+	probing atomic.Bool
+	last    atomic.Pointer[stamp]
+
+	requests, replies, announcements, claims, failures atomic.Uint64
+}
+
+// stamp is when a station was heard.
+type stamp struct {
+	mac MAC
+	at  time.Time
+}
+
+// slot is a holding on one port.
+type slot struct {
+	port  *port
+	start time.Time // of the announcements
+	step  int       // announcements made since
+	task  *task
+}
+
+// rival is another claimant of a holding's address.
+type rival struct {
+	claim   Claim
+	index   int // of the interface
+	verdict Verdict
+	since   time.Time
+	heard   time.Time
+	// unanswered is when it was asked first since it was heard; zero when nothing is open.
+	unanswered time.Time
+	misses     int
+	task       *task
+}
+
+// A few claimants are kept, so that a flood of invented ones costs nothing.
+const maxRivals = 8
+
+// The defence interval and the pace at which a stranger is asked whether it is still there.
+const (
+	defendInterval = 10 * time.Second // DEFEND_INTERVAL, RFC 5227 section 1.1
+	strangerPoll   = 30 * time.Second
+	strangerRetry  = time.Second
+)
+
+// announceAt are the times of the announcements after an address or a link came; periodic ones follow.
+func announceAt(step int) (after time.Duration, ok bool) {
+	times := [...]time.Duration{0, 100 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
+	if step >= len(times) {
+		return 0, false
+	}
+	return times[step], true
+}
+
+// selects reports whether the address is to be answered on l.
+func (h *holding) selects(l Link) bool {
+	if len(h.want.Interfaces) == 0 {
+		return !l.Excluded
+	}
+	return matchAny(h.want.Interfaces, l.Name)
+}
+
+func (r *Responder) hold(want Address) *holding {
+	h := &holding{addr: want.Addr, want: want, slots: map[int]*slot{}, rivals: map[MAC]*rival{}}
+	h.quiet.Store(true)
+	h.probe = newTask(func(now time.Time) time.Time { return r.ask(h, now) })
+	return h
+}
+
+// begin puts a new holding into its first state.
+func (r *Responder) begin(h *holding, now time.Time) {
+	switch {
+	case h.want.Standby:
+		r.become(h, Standby, "another speaker is chosen", now)
+	case h.want.Probe.Count > 0:
+		r.become(h, Probing, "not announced before", now)
+	default:
+		r.become(h, Answering, "chosen", now)
+	}
+}
+
+// drop forgets a holding.
+func (r *Responder) drop(h *holding) {
+	h.quiet.Store(true)
+	h.probing.Store(false)
+	for index := range h.slots {
+		r.detach(h, index)
+	}
+	for _, v := range h.rivals {
+		r.forget(h, v)
+	}
+	r.plan.cancel(h.probe)
+	delete(r.held, h.addr)
+	r.news.add(string(h.state)+" ended", "no longer wanted", h.addr)
+	r.changed = true
+}
+
+// become changes the state, and starts or ends what goes with it.
+func (r *Responder) become(h *holding, state State, reason string, now time.Time) {
+	h.state, h.reason, h.since = state, reason, now
+	h.quiet.Store(state != Answering)
+	h.probing.Store(state == Probing)
+	r.changed = true
+	r.news.add(string(state), reason, h.addr)
+	r.plan.cancel(h.probe)
+	switch state {
+	case Answering:
+		for _, v := range h.rivals {
+			if v.verdict == Yield {
+				r.forget(h, v)
+			}
+		}
+		for _, s := range h.slots {
+			r.revive(h, s, now)
+		}
+	case Probing, Standby:
+		// In Standby the questions find out whom to watch.
+		h.asked = 0
+		r.plan.set(h.probe, now)
+	}
+}
+
+// attach starts answering on a port.
+func (r *Responder) attach(h *holding, p *port, index int, now time.Time) {
+	s := &slot{port: p}
+	s.task = newTask(func(now time.Time) time.Time { return r.announce(h, s, now) })
+	h.slots[index] = s
+	r.revive(h, s, now)
+}
+
+func (r *Responder) detach(h *holding, index int) {
+	r.plan.cancel(h.slots[index].task)
+	delete(h.slots, index)
+	r.changed = true
+}
+
+// revive starts the announcements of a slot from the first one, or the questions where nothing may be announced.
+func (r *Responder) revive(h *holding, s *slot, now time.Time) {
+	r.changed = true
+	s.step, s.start = 0, now
+	switch h.state {
+	case Answering:
+		r.plan.set(s.task, now)
+	case Probing, Standby:
+		if h.probe.index < 0 {
+			r.plan.set(h.probe, now)
+		}
+	}
+}
+
+// announce is one announcement of an address on a port.
+func (r *Responder) announce(h *holding, s *slot, now time.Time) (next time.Time) {
+	if h.state != Answering || !s.port.link.Carrier {
+		return time.Time{}
+	}
+	r.declare(h, s)
+	s.step++
+	if after, ok := announceAt(s.step); ok {
+		return s.start.Add(after)
+	}
+	if r.config.Refresh < 0 {
+		return time.Time{}
+	}
+	return now.Add(time.Duration(float64(r.config.Refresh) * (0.9 + 0.2*rand.Float64())))
+}
+
+// declare tells all neighbours on a port that the address is here.
+func (r *Responder) declare(h *holding, s *slot) {
+	frames, err := announcement(h.addr, s.port.link.MAC)
+	for _, f := range frames {
+		if err == nil {
+			err = s.port.wire.send(f)
+		}
+	}
+	if err != nil {
+		h.failures.Add(1)
+		return
+	}
+	h.announcements.Add(1)
+}
+
+// ask sends the next probe on every port that can carry one. Without any it waits for a link to come.
+func (r *Responder) ask(h *holding, now time.Time) (next time.Time) {
+	limit := h.want.Probe
+	if h.state == Standby {
+		limit = Probe{Count: 3, Interval: r.config.PollInterval}
+	}
+	if h.asked >= limit.Count {
+		if h.state == Probing {
+			r.become(h, Answering, "nobody else has it", now)
+		}
+		return time.Time{}
+	}
+	sent := false
+	for _, s := range h.slots {
+		if !s.port.link.Carrier {
+			continue
+		}
+		frame, err := probe(h.addr, s.port.link.MAC)
+		if err == nil {
+			err = s.port.wire.send(frame)
+		}
+		if err != nil {
+			h.failures.Add(1)
+		}
+		sent = true
+	}
+	if !sent {
+		return time.Time{}
+	}
+	h.asked++
+	return now.Add(limit.Interval)
+}
+
+// judge handles a claim that a reader heard.
+func (r *Responder) judge(c heard) {
+	verdict := r.config.Judge(c.claim)
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := r.held[c.claim.Addr]
+	if h == nil || verdict == Ignore || c.claim.Probe && verdict != Stranger {
+		return // a fellow's question is no claim
+	}
+	v := h.rivals[c.claim.MAC]
+	if v == nil {
+		if len(h.rivals) >= maxRivals {
+			return
+		}
+		v = &rival{claim: c.claim, since: now, verdict: Ignore}
+		v.task = newTask(func(now time.Time) time.Time { return r.poll(h, v, now) })
+		h.rivals[c.claim.MAC] = v
+	}
+	v.heard, v.unanswered, v.misses, v.index, v.claim = now, time.Time{}, 0, c.index, c.claim
+	before := v.verdict
+	r.classify(h, v, verdict)
+	switch verdict {
+	case Yield:
+		if h.state != Standby {
+			r.become(h, Standby, "held by "+c.claim.MAC.String()+", which ranks before this node", now)
+		}
+		wait := r.pace()
+		if before != Yield {
+			wait = rand.N(wait) // spreads the questions about many addresses
+		}
+		r.plan.set(v.task, now.Add(wait))
+	case Defend:
+		r.forget(h, v)
+		switch h.state {
+		case Probing, Contested:
+			r.become(h, Answering, "held by "+c.claim.MAC.String()+", which ranks behind this node", now)
+		case Answering:
+			const damping = 10 * time.Millisecond
+			r.defend(h, c.index, now, damping)
+		}
+	case Stranger:
+		r.plan.set(v.task, now.Add(strangerPoll))
+		switch h.state {
+		case Probing:
+			r.become(h, Contested, "held by a stranger, "+c.claim.MAC.String(), now)
+		case Answering:
+			r.defend(h, c.index, now, defendInterval)
+		}
+		if before != Stranger {
+			r.report(h.conflict(v), false)
+		}
+	}
+}
+
+// classify records the verdict about a rival; a conflict with what is no stranger after all is over.
+func (r *Responder) classify(h *holding, v *rival, verdict Verdict) {
+	if v.verdict == Stranger && verdict != Stranger {
+		r.report(h.conflict(v), true)
+	}
+	if v.verdict == Yield {
+		r.yields--
+	}
+	if verdict == Yield {
+		r.yields++
+	}
+	v.verdict = verdict
+}
+
+// forget ends the watch over a rival.
+func (r *Responder) forget(h *holding, v *rival) {
+	r.classify(h, v, Ignore)
+	r.plan.cancel(v.task)
+	delete(h.rivals, v.claim.MAC)
+}
+
+// defend announces the address on one port, unless that was done less than interval ago.
+func (r *Responder) defend(h *holding, index int, now time.Time, interval time.Duration) {
+	s := h.slots[index]
+	if s == nil || now.Sub(h.defended) < interval {
+		return
+	}
+	h.defended = now
+	r.declare(h, s)
+}
+
+// pace is the time between two questions about one address to the speaker that holds it, such that one node asks at
+// most 200 a second. A speaker that holds many is found silent as fast as one that holds few: see silent.
+func (r *Responder) pace() time.Duration {
+	return max(r.config.PollInterval, time.Duration(r.yields)*5*time.Millisecond)
+}
+
+// poll asks a rival whether it still has the address. What it answers is a claim, which ends the waiting.
+func (r *Responder) poll(h *holding, v *rival, now time.Time) (next time.Time) {
+	pace, retry, limit := r.pace(), r.config.PollInterval, r.config.PollMisses
+	if v.verdict == Stranger {
+		pace, retry, limit = strangerPoll, strangerRetry, 3
+	}
+	s := h.slots[v.index]
+	if s == nil {
+		r.silent(h, v, "its interface is gone", now)
+		return time.Time{}
+	}
+	if !s.port.link.Carrier {
+		v.unanswered, v.misses = time.Time{}, 0
+		return now.Add(pace) // the silence is this node's
+	}
+	if !v.unanswered.IsZero() {
+		if v.misses++; v.misses >= limit {
+			r.silent(h, v, "it does not answer any more", now)
+			return time.Time{}
+		}
+	} else {
+		v.unanswered = now
+	}
+	frame, err := poll(h.addr, s.port.link.MAC, v.claim.MAC, s.port.link.linkLocal())
+	if err == nil {
+		err = s.port.wire.send(frame)
+	}
+	if err != nil {
+		h.failures.Add(1)
+	}
+	return now.Add(retry)
+}
+
+// silent ends a rival that no longer answers for the address. When it is a speaker from which nothing was heard about
+// any other address either, it ends for all of them.
+func (r *Responder) silent(h *holding, v *rival, why string, now time.Time) {
+	if v.verdict != Yield {
+		r.lapse(h, v, why, now)
+		return
+	}
+	var all []*holding
+	for _, o := range r.held {
+		if w := o.rivals[v.claim.MAC]; w != nil && w.verdict == Yield {
+			if w.heard.After(v.unanswered) {
+				r.lapse(h, v, why, now)
+				return
+			}
+			all = append(all, o)
+		}
+	}
+	for _, o := range all {
+		r.lapse(o, o.rivals[v.claim.MAC], why, now)
+	}
+}
+
+// lapse forgets a rival, and takes the address if that one stood in the way.
+func (r *Responder) lapse(h *holding, v *rival, why string, now time.Time) {
+	verdict := v.verdict
+	r.forget(h, v)
+	for _, other := range h.rivals {
+		if other.verdict == verdict {
+			return
+		}
+	}
+	switch {
+	case verdict == Yield && h.state == Standby:
+		r.become(h, Answering, "was held by "+v.claim.MAC.String()+": "+why, now)
+	case verdict == Stranger && h.state == Contested:
+		r.become(h, Probing, "was held by "+v.claim.MAC.String()+": "+why, now)
+	}
+}
+
+// reconsider asks for the verdicts again after a Set, since the caller may think otherwise of the claimants by now.
+func (r *Responder) reconsider(now time.Time) {
+	type record struct {
+		h     *holding
+		v     *rival
+		claim Claim
+	}
+	var records []record
+	r.mu.Lock()
+	if r.rejudge {
+		for _, h := range r.held {
+			for _, v := range h.rivals {
+				records = append(records, record{h, v, v.claim})
+			}
+		}
+	}
+	r.rejudge = false
+	r.mu.Unlock()
+	for _, c := range records {
+		verdict := r.config.Judge(c.claim)
+		r.mu.Lock()
+		// Another verdict than before ends the record; what the station says next is judged afresh.
+		if v := c.v; verdict != v.verdict && c.h.rivals[c.claim.MAC] == v {
+			if c.h.want.Standby && c.h.state == Standby {
+				r.forget(c.h, v) // chosen or not is for Set to say
+			} else {
+				r.lapse(c.h, v, "it no longer ranks before this node", now)
+			}
+		}
+		r.mu.Unlock()
+	}
+}
+
+func (h *holding) conflict(v *rival) Conflict {
+	return Conflict{Claim: v.claim, Since: v.since, Before: h.state == Contested}
+}
+
+// report tells of a conflict that began or is over.
+func (r *Responder) report(c Conflict, over bool) {
+	c.Over = over
+	message := "layer2: address conflict"
+	if over {
+		message = "layer2: address conflict is over"
+	}
+	r.log.Warn(message, "address", c.Addr.String(), "mac", c.MAC.String(), "interface", c.Interface, "announced", !c.Before)
+	r.changed = true
+	if r.config.OnConflict != nil {
+		r.calls = append(r.calls, func() { r.config.OnConflict(c) })
+	}
+}
+
+// news collects transitions for the log: a thousand addresses that move together are one line.
+type news map[newsKey][]netip.Addr
+
+type newsKey struct{ what, reason string }
+
+func (n *news) add(what, reason string, addr netip.Addr) {
+	if *n == nil {
+		*n = news{}
+	}
+	key := newsKey{what, reason}
+	(*n)[key] = append((*n)[key], addr)
+}
+
+func (n *news) flush(log *slog.Logger) {
+	for key, addrs := range *n {
+		const shown = 8
+		slices.SortFunc(addrs, netip.Addr.Compare)
+		var names []string
+		for _, a := range addrs[:min(shown, len(addrs))] {
+			names = append(names, a.String())
+		}
+		if len(addrs) > shown {
+			names = append(names, strconv.Itoa(len(addrs)-shown)+" more")
+		}
+		log.Info("layer2: addresses", "state", key.what, "reason", key.reason, "addresses", strings.Join(names, " "))
+	}
+	*n = nil
+}

@@ -1,0 +1,655 @@
+package layer2
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+var bothFamilies = []netip.Addr{vip4, vip6}
+
+// order makes the station with the lower number the better one.
+func order(self int) func(Claim) Verdict {
+	return func(c Claim) Verdict {
+		switch n := int(c.MAC[5]); {
+		case c.MAC[4] != 0:
+			return Stranger
+		case n == self:
+			return Ignore
+		case n < self:
+			return Yield
+		default:
+			return Defend
+		}
+	}
+}
+
+func TestAnnouncements(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			s := a.station(t, 1, Config{})
+			s.set(Address{Addr: addr})
+			time.Sleep(30 * time.Second)
+			ms := time.Millisecond
+			if got, want := announced(a.take(), addr), []time.Duration{0, 100 * ms, 500 * ms, 1000 * ms, 2000 * ms}; !slices.Equal(got, want) {
+				t.Errorf("%s announced at %v, want %v", addr, got, want)
+			}
+			time.Sleep(10 * time.Minute)
+			last := 2 * time.Second
+			for _, at := range announced(a.take(), addr) {
+				if gap := at - last; gap < 54*time.Second || gap > 66*time.Second {
+					t.Errorf("%s announced %v after the time before", addr, gap)
+				}
+				last = at
+			}
+			if last < 9*time.Minute {
+				t.Errorf("%s last announced at %v", addr, last)
+			}
+			s.set(Address{Addr: addr})
+			if got := a.take(); len(got) > 0 {
+				t.Errorf("setting the same again sent %d frames", len(got))
+			}
+			s.set()
+			time.Sleep(10 * time.Minute)
+			if got := a.take(); len(got) > 0 {
+				t.Errorf("%d frames after %s left the set", len(got), addr)
+			}
+		})
+	}
+}
+
+func TestAnswers(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			s := a.station(t, 1, Config{})
+			if got := a.ask(addr); got != nil {
+				t.Errorf("%s answered by %v before Set", addr, got)
+			}
+			s.set(Address{Addr: addr})
+			if got := a.ask(addr); !slices.Equal(got, []MAC{mac(1)}) {
+				t.Errorf("%s answered by %v", addr, got)
+			}
+			if got := a.ask(addr.Next()); got != nil {
+				t.Errorf("%s answered by %v, it is not in the set", addr.Next(), got)
+			}
+			p, err := probe(addr, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.take()
+			a.transmit(p)
+			if got := a.take(); len(got) != 2 || got[1].claim != addr || got[1].claimMAC != mac(1) {
+				t.Errorf("a probe for %s got %+v", addr, got[1:])
+			}
+			status := s.address(addr.String())
+			if status.Requests != 2 || status.Replies != 2 || status.Announcements != 1 || status.Claims != 0 {
+				t.Errorf("counters %+v", status)
+			}
+			s.Set(nil)
+			if got := a.ask(addr); got != nil {
+				t.Errorf("%s answered by %v after it left the set", addr, got)
+			}
+			s.Set([]Address{{Addr: addr}})
+			s.Set(nil)
+			s.Set([]Address{{Addr: addr}})
+			if got := a.ask(addr); len(got) != 1 {
+				t.Errorf("%s answered by %v after it came back", addr, got)
+			}
+			s.stop()
+			if got := a.ask(addr); got != nil || len(s.Status().Addresses)+len(s.Links()) > 0 {
+				t.Errorf("%s answered by %v after the end", addr, got)
+			}
+		})
+	}
+}
+
+func TestLinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		changes := 0
+		s := a.station(t, 1, Config{Exclude: []string{"veth*"}, OnLinks: func() { changes++ }})
+		check := func(what, want string, fresh bool) {
+			t.Helper()
+			if got := s.state(vip4); got != want {
+				t.Errorf("%s: %s, want %s", what, got, want)
+			}
+			if got := announced(a.take(), vip4); (len(got) == 1) != fresh {
+				t.Errorf("%s: announced at %v, want once: %t", what, got, fresh)
+			}
+			time.Sleep(10 * time.Second)
+			a.take()
+		}
+		s.set(Address{Addr: vip4})
+		check("start", "Answering eth0", true)
+		s.change(device("eth0", 2, mac(1), false))
+		check("carrier lost", "Answering", false)
+		s.change(device("eth0", 2, mac(1), true))
+		check("carrier back", "Answering eth0", true)
+		s.change(device("eth0", 2, mac(9), true))
+		check("hardware address changed", "Answering eth0", true)
+		if got := a.ask(vip4); !slices.Equal(got, []MAC{mac(9)}) {
+			t.Errorf("answered by %v, want the new hardware address", got)
+		}
+		s.change(device("veth7", 3, mac(3), true))
+		check("excluded link", "Answering eth0", false)
+		s.change(device("bond0", 4, mac(4), true))
+		check("another link", "Answering bond0 eth0", true)
+		s.gone(device("eth0", 2, mac(9), true))
+		check("link deleted", "Answering bond0", false)
+		s.change(device("eth0", 5, mac(9), true))
+		check("link created again", "Answering bond0 eth0", true)
+
+		// Deleted and created in one go, with the number of before: the sockets of before are dead.
+		s.events.links <- linkUpdate(17, device("eth0", 5, mac(9), true)) // RTM_DELLINK
+		s.events.links <- linkUpdate(16, device("eth0", 5, mac(9), true)) // RTM_NEWLINK
+		check("link replaced", "Answering bond0 eth0", true)
+
+		port := linkUpdate(17, device("bond0", 4, mac(4), true))
+		port.IfInfomsg.Family = 7 // AF_BRIDGE: bond0 left a bridge
+		s.events.links <- port
+		check("port left a bridge", "Answering bond0 eth0", false)
+
+		s.set(Address{Addr: vip4, Interfaces: []string{"veth*", "none"}})
+		check("excluded link selected by name", "Answering veth7", true)
+		s.set(Address{Addr: vip4, Interfaces: []string{"eth?"}}, Address{Addr: vip4, Interfaces: []string{"bond0"}})
+		check("two selections", "Answering bond0 eth0", true)
+		s.change(device("lan", 4, mac(4), true))
+		check("link renamed", "Answering eth0", false)
+		if changes != 10 {
+			t.Errorf("OnLinks called %d times", changes)
+		}
+		if links := s.Links(); len(links) != 3 || links[1].Name != "lan" || links[1].MAC != mac(4) || !links[1].Carrier || !links[2].Excluded {
+			t.Errorf("links %+v", links)
+		}
+	})
+}
+
+// A subscription that breaks is replaced, and nothing is withdrawn meanwhile.
+func TestSubscriptionBreaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		s := a.station(t, 1, Config{})
+		s.set(Address{Addr: vip4})
+		working, fails := s.watch, 2
+		s.watch = func() (*linkEvents, error) {
+			if fails--; fails >= 0 {
+				return nil, errors.New("no buffer space")
+			}
+			return working()
+		}
+		s.events.once.Do(func() { close(s.events.done) })
+		if got := a.ask(vip4); len(got) != 1 {
+			t.Error("not answered while links are not watched")
+		}
+		time.Sleep(3 * time.Second)
+		s.gone(device("eth0", 2, mac(1), true))
+		if got := s.state(vip4); got != "Answering" {
+			t.Errorf("%s, want the link gone", got)
+		}
+	})
+}
+
+// A socket that cannot be opened is tried again.
+func TestDialFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		s := a.station(t, 1, Config{})
+		failing := true
+		s.dial = func(link Link, v6 bool, addrs []netip.Addr) (wire, error) {
+			if failing {
+				return nil, errors.New("no such device")
+			}
+			return a.dial(link, v6, addrs)
+		}
+		s.set(Address{Addr: vip4})
+		if got := s.state(vip4); got != "Answering" {
+			t.Errorf("%s, want no interface", got)
+		}
+		failing = false
+		time.Sleep(time.Second)
+		if got := s.state(vip4); got != "Answering eth0" {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
+func TestProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, addr := range bothFamilies {
+			a := newAir()
+			s := a.station(t, 1, Config{})
+			s.set(Address{Addr: addr, Probe: DefaultProbe()})
+			time.Sleep(599 * time.Millisecond)
+			if got := s.state(addr); got != "Probing" {
+				t.Errorf("%s after 599 ms: %s", addr, got)
+			}
+			var at []time.Duration
+			for _, f := range a.take() {
+				if !f.probe() || f.target != addr {
+					t.Errorf("%s: sent %x while probing", addr, f.frame)
+				}
+				at = append(at, f.at/time.Millisecond)
+			}
+			if !slices.Equal(at, []time.Duration{0, 200, 400}) {
+				t.Errorf("%s: probes at %v ms", addr, at)
+			}
+			if got := a.ask(addr); got != nil {
+				t.Errorf("%s: answered by %v while probing", addr, got)
+			}
+			time.Sleep(time.Millisecond)
+			if got := s.state(addr); got != "Answering eth0" {
+				t.Errorf("%s after 600 ms: %s", addr, got)
+			}
+			s.set(Address{Addr: addr, Probe: DefaultProbe()})
+			if got := s.state(addr); got != "Answering eth0" {
+				t.Errorf("%s probed again: %s", addr, got)
+			}
+			s.stop()
+		}
+	})
+}
+
+// A stranger that has an address before us keeps it, and loses it to us when it goes.
+func TestProbeFindsStranger(t *testing.T) {
+	for name, claims := range map[string]func() []byte{
+		"it answers": func() []byte {
+			f, _ := answer(message{ask: true, target: vip4, asker: any4, askerMAC: mac(1)}, client)
+			return f
+		},
+		"it probes, too": func() []byte { f, _ := probe(vip4, client); return f },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			var reports []Conflict
+			s := a.station(t, 1, Config{OnConflict: func(c Conflict) { reports = append(reports, c) }})
+			s.set(Address{Addr: vip4, Probe: DefaultProbe()})
+			time.Sleep(300 * time.Millisecond)
+			a.transmit(claims())
+			if got := s.state(vip4); got != "Contested" {
+				t.Fatalf("%s: %s", name, got)
+			}
+			if len(reports) != 1 || reports[0].MAC != client || !reports[0].Before || reports[0].Over || reports[0].Interface != "eth0" {
+				t.Errorf("%s: reported %+v", name, reports)
+			}
+			time.Sleep(10 * time.Second)
+			for _, f := range a.take() {
+				if f.claim == vip4 && f.claimMAC == mac(1) {
+					t.Errorf("%s: announced at %v", name, f.at)
+				}
+			}
+			if c := s.address(vip4.String()).Conflicts; len(c) != 1 || c[0].MAC != client {
+				t.Errorf("%s: conflicts %+v", name, c)
+			}
+			time.Sleep(25 * time.Second) // the stranger leaves the next questions unanswered
+			if got := s.state(vip4); got != "Answering eth0" {
+				t.Errorf("%s: after the stranger went: %s", name, got)
+			}
+			if len(reports) != 2 || !reports[1].Over {
+				t.Errorf("%s: reported %+v", name, reports)
+			}
+			s.stop()
+		})
+	}
+}
+
+func TestConflict(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			var reports []Conflict
+			s := a.station(t, 1, Config{Refresh: -1, OnConflict: func(c Conflict) { reports = append(reports, c) }})
+			s.set(Address{Addr: addr})
+			time.Sleep(10 * time.Second)
+			claim, err := announcement(addr, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.take()
+			defences := 0
+			for range 200 { // for 20 s
+				for _, f := range claim {
+					a.transmit(f)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			for _, f := range a.take() {
+				if f.claim == addr && f.claimMAC == mac(1) && f.frame[0]&1 == 1 {
+					defences++
+				}
+			}
+			if want := 2 * len(claim); defences != want {
+				t.Errorf("%s: %d frames of defence in 20 s, want %d", addr, defences, want)
+			}
+			if got := s.state(addr); got != "Answering eth0" {
+				t.Errorf("%s: %s, a stranger does not chase us away", addr, got)
+			}
+			if len(reports) != 1 || reports[0].MAC != client || reports[0].Before || reports[0].Over || reports[0].Since.IsZero() {
+				t.Errorf("%s: reported %+v", addr, reports)
+			}
+			time.Sleep(time.Minute)
+			if len(reports) != 2 || !reports[1].Over || len(s.address(addr.String()).Conflicts) != 0 {
+				t.Errorf("%s: reported %+v after the stranger went", addr, reports)
+			}
+		})
+	}
+}
+
+// Invented claimants cost a bounded amount.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		reports := 0
+		s := a.station(t, 1, Config{OnConflict: func(Conflict) { reports++ }})
+		s.set(Address{Addr: vip4})
+		for i := range 10_000 {
+			f, err := announcement(vip4, MAC{0x02, 1, 2, 3, byte(i >> 8), byte(i)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.transmit(f[0])
+		}
+		if got := s.state(vip4); got != "Answering eth0" || reports > maxRivals || len(s.address(vip4.String()).Conflicts) > maxRivals {
+			t.Errorf("%s, %d conflicts reported", got, reports)
+		}
+	})
+}
+
+// Two speakers that both believe an address to be theirs: the better one keeps it.
+func TestFencing(t *testing.T) {
+	for _, addr := range bothFamilies {
+		for _, first := range []int{1, 2} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAir()
+				stations := map[int]*station{1: a.station(t, 1, Config{Judge: order(1)}), 2: a.station(t, 2, Config{Judge: order(2)})}
+				stations[first].set(Address{Addr: addr})
+				time.Sleep(time.Minute)
+				stations[3-first].set(Address{Addr: addr})
+				if got := a.ask(addr); !slices.Equal(got, []MAC{mac(1)}) {
+					t.Errorf("%s, %d first: answered by %v", addr, first, got)
+				}
+				holder := stations[2].address(addr.String())
+				if holder.State != Standby || holder.Holder != mac(1) {
+					t.Errorf("%s, %d first: the worse one is %+v", addr, first, holder)
+				}
+				time.Sleep(time.Hour)
+				if got := a.ask(addr); !slices.Equal(got, []MAC{mac(1)}) {
+					t.Errorf("%s, %d first: answered by %v an hour later", addr, first, got)
+				}
+				if n := stations[1].address(addr.String()).Claims; n > 4 {
+					t.Errorf("%s, %d first: the better one heard %d claims", addr, first, n)
+				}
+
+				stations[1].stop()
+				died := time.Now()
+				for stations[2].address(addr.String()).State != Answering && time.Since(died) < time.Second {
+					time.Sleep(time.Millisecond)
+				}
+				if gap := time.Since(died); gap > 210*time.Millisecond {
+					t.Errorf("%s, %d first: taken over after %v", addr, first, gap)
+				}
+				if got := a.ask(addr); !slices.Equal(got, []MAC{mac(2)}) {
+					t.Errorf("%s, %d first: answered by %v", addr, first, got)
+				}
+			})
+		}
+	}
+}
+
+// Both sides of a partition answer; when it heals one of them stops at once.
+func TestFencingAfterPartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		a.apart = func(x, y MAC) bool { return x[5]%2 != y[5]%2 && x != client && y != client }
+		one, two := a.station(t, 1, Config{Judge: order(1)}), a.station(t, 2, Config{Judge: order(2)})
+		one.set(Address{Addr: vip4})
+		two.set(Address{Addr: vip4})
+		time.Sleep(time.Minute)
+		if got := a.ask(vip4); len(got) != 2 {
+			t.Fatalf("answered by %v", got)
+		}
+		a.mu.Lock()
+		a.apart = nil
+		a.mu.Unlock()
+		for range 100 { // the next periodic announcement of either
+			time.Sleep(time.Second)
+			if got := a.ask(vip4); len(got) == 1 {
+				break
+			}
+		}
+		if got := a.ask(vip4); !slices.Equal(got, []MAC{mac(1)}) {
+			t.Errorf("answered by %v", got)
+		}
+	})
+}
+
+func TestStandby(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			two := a.station(t, 2, Config{Judge: order(2)})
+			two.set(Address{Addr: addr, Standby: true})
+			time.Sleep(time.Minute)
+			if got := a.ask(addr); got != nil {
+				t.Errorf("%s: standby answers for an address that nobody held", addr)
+			}
+			one := a.station(t, 1, Config{Judge: order(1)})
+			one.set(Address{Addr: addr})
+			time.Sleep(time.Minute)
+			if got, holder := a.ask(addr), two.address(addr.String()).Holder; !slices.Equal(got, []MAC{mac(1)}) || holder != mac(1) {
+				t.Errorf("%s: answered by %v, holder %s", addr, got, holder)
+			}
+			// A standby that starts later finds out by itself whom to watch.
+			three := a.station(t, 3, Config{Judge: order(3)})
+			three.set(Address{Addr: addr, Standby: true})
+			if holder := three.address(addr.String()).Holder; holder != mac(1) {
+				t.Errorf("%s: the late standby watches %s", addr, holder)
+			}
+			three.stop()
+
+			one.stop()
+			time.Sleep(210 * time.Millisecond)
+			if got := a.ask(addr); !slices.Equal(got, []MAC{mac(2)}) {
+				t.Errorf("%s: answered by %v after the holder died", addr, got)
+			}
+			two.set(Address{Addr: addr, Standby: true})
+			if got := a.ask(addr); len(got) != 1 {
+				t.Errorf("%s: what was taken over is given up on the same order", addr)
+			}
+			two.set(Address{Addr: addr})
+			two.set(Address{Addr: addr, Standby: true})
+			if got := a.ask(addr); len(got) != 0 {
+				t.Errorf("%s: answered by %v after another was chosen", addr, got)
+			}
+			two.set(Address{Addr: addr})
+			if got := a.ask(addr); !slices.Equal(got, []MAC{mac(2)}) {
+				t.Errorf("%s: answered by %v after it was chosen", addr, got)
+			}
+		})
+	}
+}
+
+// A holder's death is noticed for all its addresses together, though each is asked for rarely.
+func TestStandbyForMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		one, two := a.station(t, 1, Config{Judge: order(1)}), a.station(t, 2, Config{Judge: order(2)})
+		var own, standby []Address
+		for i := range 1000 {
+			addr := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+			own, standby = append(own, Address{Addr: addr}), append(standby, Address{Addr: addr, Standby: true})
+		}
+		one.set(own...)
+		two.set(standby...)
+		time.Sleep(time.Minute)
+		a.take()
+		time.Sleep(10 * time.Second)
+		polls := 0
+		for _, f := range a.take() {
+			if f.probe() {
+				polls++
+			}
+		}
+		if polls < 1500 || polls > 2100 {
+			t.Errorf("%d questions in 10 s, want at most 200 a second", polls)
+		}
+		one.stop()
+		time.Sleep(210 * time.Millisecond)
+		for _, s := range two.Status().Addresses {
+			if s.State != Answering {
+				t.Fatalf("%s is %s", s.Addr, s.State)
+			}
+		}
+	})
+}
+
+// The caller's mind may change: what was yielded is taken back when the other does not rank better any more.
+func TestReconsider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		verdict := Yield
+		s := a.station(t, 2, Config{Judge: func(Claim) Verdict { return verdict }})
+		s.set(Address{Addr: vip4})
+		claim, err := announcement(vip4, mac(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.transmit(claim[0])
+		if got := s.state(vip4); got != "Standby" {
+			t.Fatalf("%s", got)
+		}
+		s.set(Address{Addr: vip4})
+		if got := s.state(vip4); got != "Standby" {
+			t.Errorf("same verdict, same set: %s", got)
+		}
+		for _, next := range []Verdict{Defend, Stranger, Ignore} {
+			verdict = next
+			s.set(Address{Addr: vip4})
+			if got := s.state(vip4); got != "Answering eth0" {
+				t.Errorf("verdict %d: %s", next, got)
+			}
+			if c := s.address(vip4.String()).Conflicts; len(c) > 0 {
+				t.Errorf("verdict %d: a fellow that went is taken for a stranger: %+v", next, c)
+			}
+			verdict = Yield
+			a.transmit(claim[0])
+			if got := s.state(vip4); got != "Standby" {
+				t.Fatalf("%s", got)
+			}
+		}
+	})
+}
+
+// Make before break: the old holder goes on until it hears the new one, and not longer.
+func TestHandover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		draining := false
+		one := a.station(t, 1, Config{Judge: func(c Claim) Verdict {
+			if draining {
+				return Yield
+			}
+			return Defend
+		}})
+		two := a.station(t, 2, Config{Judge: func(c Claim) Verdict {
+			if draining {
+				return Defend
+			}
+			return Yield
+		}})
+		one.set(Address{Addr: vip4})
+		two.set(Address{Addr: vip4, Standby: true})
+		time.Sleep(time.Minute)
+		draining = true
+		one.set(Address{Addr: vip4})
+		if got := a.ask(vip4); !slices.Equal(got, []MAC{mac(1)}) {
+			t.Errorf("before the new one announces: answered by %v", got)
+		}
+		two.set(Address{Addr: vip4})
+		if got := a.ask(vip4); !slices.Equal(got, []MAC{mac(2)}) {
+			t.Errorf("after: answered by %v", got)
+		}
+		if got := one.address(vip4.String()); got.State != Standby || got.Holder != mac(2) {
+			t.Errorf("the old one: %+v", got)
+		}
+	})
+}
+
+// Whatever happened, in the end exactly what is wanted is answered on exactly the links that can.
+func TestRandomWalk(t *testing.T) {
+	for seed := range uint64(30) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 0))
+			a := newAir()
+			s := a.station(t, 1, Config{})
+			links := map[int]netlink.Link{2: device("eth0", 2, mac(1), true)}
+			var want []Address
+			for step := range 200 {
+				switch index := 2 + random.IntN(3); random.IntN(4) {
+				case 0:
+					want = nil
+					for i := range random.IntN(6) {
+						addr := vip4
+						if random.IntN(2) == 0 {
+							addr = vip6
+						}
+						for range i {
+							addr = addr.Next()
+						}
+						w := Address{Addr: addr}
+						if random.IntN(3) == 0 {
+							w.Interfaces = []string{fmt.Sprintf("eth%d", random.IntN(3))}
+						}
+						if !slices.ContainsFunc(want, func(o Address) bool { return o.Addr == addr }) {
+							want = append(want, w)
+						}
+					}
+					s.Set(want)
+				case 1:
+					if l, ok := links[index]; ok {
+						s.events.links <- linkUpdate(17, l)
+						delete(links, index)
+					}
+				default:
+					links[index] = device(fmt.Sprintf("eth%d", index-2), index, mac(1+random.IntN(9)), random.IntN(4) > 0)
+					s.events.links <- linkUpdate(16, links[index])
+				}
+				if random.IntN(3) > 0 {
+					continue
+				}
+				synctest.Wait()
+				if random.IntN(2) == 0 {
+					time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
+				}
+				a.take()
+				for _, w := range want {
+					var macs []MAC
+					for _, l := range links {
+						if (len(w.Interfaces) == 0 || w.Interfaces[0] == l.Attrs().Name) && l.Attrs().RawFlags&64 != 0 {
+							macs = append(macs, MAC(l.Attrs().HardwareAddr))
+						}
+					}
+					interfaces := s.address(w.Addr.String()).Interfaces
+					if len(interfaces) != len(macs) {
+						t.Fatalf("seed %d, step %d: %s answered on %v, want %d links", seed, step, w.Addr, interfaces, len(macs))
+					}
+				}
+				if got := len(s.Status().Addresses); got != len(want) {
+					t.Fatalf("seed %d, step %d: %d addresses, want %d", seed, step, got, len(want))
+				}
+			}
+			s.stop()
+			if len(a.wires) > 0 {
+				t.Errorf("seed %d: %d wires left open", seed, len(a.wires))
+			}
+		})
+	}
+}

@@ -1,0 +1,324 @@
+// Command speaker announces the external addresses of Services from one node: by ARP and NDP on the local network, and
+// by BGP to the routers. It watches the cluster, decides with announce what is this node's to do, and hands that to
+// layer2 and bgp; it writes one object, the Speaker of its node.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	toolscache "k8s.io/client-go/tools/cache"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/bfd"
+	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/layer2"
+	"github.com/clarionlb/clarion/speaker/members"
+)
+
+// membersSecret is the Secret with the keys of the group of speakers; the controller makes it.
+const (
+	membersSecret = "clarion-memberlist"
+	membersKeys   = "keys"
+)
+
+// options are the flags.
+type options struct {
+	node, namespace string
+	defaultClass    bool
+	proxyHealthURL  string
+	membersPort     int
+	membersProfile  string
+	metricsAddr     string
+	healthAddr      string
+	logLevel        slog.Level
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.node, "node-name", os.Getenv("NODE_NAME"), "name of this node (default $NODE_NAME)")
+	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Secrets (default $POD_NAMESPACE)")
+	flag.BoolVar(&o.defaultClass, "default-class", true, "announce Services of type LoadBalancer without a loadBalancerClass too; as for the controller")
+	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
+	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
+	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan")
+	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
+	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":9121", "where /healthz and /readyz are served; 0: nowhere")
+	flag.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
+	flag.Parse()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.logLevel})).With("node", o.node)
+	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+	slog.SetDefault(log)
+	if err := run(ctrl.SetupSignalHandler(), o, log); err != nil {
+		log.Error("speaker ends", "error", err)
+		os.Exit(1)
+	}
+}
+
+func envOr(name, def string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return def
+}
+
+// run makes the parts and runs them until ctx ends.
+func run(ctx context.Context, o options, log *slog.Logger) error {
+	if o.node == "" {
+		return errors.New("--node-name is needed: the name of the Node that this speaker runs on")
+	}
+	if o.proxyHealthURL != "" {
+		if u, err := url.Parse(o.proxyHealthURL); err != nil || u.Scheme != "http" || u.Host == "" {
+			return fmt.Errorf("--proxy-health-url %q must be like http://127.0.0.1:10256/healthz", o.proxyHealthURL)
+		}
+	}
+	profile, ok := map[string]members.Profile{"fast": members.Fast(), "lan": members.LAN(), "wan": members.WAN()}[o.membersProfile]
+	if !ok {
+		return fmt.Errorf("--members-profile %q must be fast, lan or wan", o.membersProfile)
+	}
+	if o.membersPort < 1 || o.membersPort > 65535 {
+		return fmt.Errorf("--members-port %d must be between 1 and 65535", o.membersPort)
+	}
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
+		return err
+	}
+	restConfig, err := ctrl.GetConfig()
+	if err != nil {
+		return err
+	}
+	restConfig.QPS = -1 // the API server's own fairness is the limit
+	mgr, err := ctrl.NewManager(restConfig, manager.Options{
+		Scheme:                  scheme,
+		Metrics:                 metricsserver.Options{BindAddress: o.metricsAddr},
+		HealthProbeBindAddress:  o.healthAddr,
+		GracefulShutdownTimeout: ptr(20 * time.Second),
+		Client:                  client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&v1beta1.Speaker{}}}},
+		Cache: cache.Options{
+			DefaultTransform: snapshot.Trim,
+			ByObject: map[client.Object]cache.ByObject{
+				&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.namespace: {Transform: trimSecret}}},
+			},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), log)
+	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view}); err != nil {
+		return err
+	}
+	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("announcing", s.ready), mgr.Add(s)); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// trimSecret keeps what a speaker may need of a Secret: passwords of BGP peers and the keys of the group.
+func trimSecret(o any) (any, error) {
+	if s, ok := o.(*corev1.Secret); ok {
+		s.ManagedFields, s.Annotations = nil, nil
+		if s.Name != membersSecret {
+			s.Data = map[string][]byte{corev1.BasicAuthPasswordKey: s.Data[corev1.BasicAuthPasswordKey]}
+		}
+	}
+	return o, nil
+}
+
+// speaker is the parts of the process and what connects them.
+type speaker struct {
+	o          options
+	cache      cache.Cache
+	log        *slog.Logger
+	snapshot   *snapshot.Snapshot
+	reconciler *reconciler
+	status     *status
+	fellows    *fellows
+	layer2     *layer2.Responder
+	bfd        *bfd.Runner
+	bgp        *bgp.Speaker
+
+	synced atomic.Bool // every object there is has been read
+	ending atomic.Bool // others are to take over
+}
+
+// newSpeaker makes the parts, inert.
+func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, log *slog.Logger) *speaker {
+	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log})}
+	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
+	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
+	s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
+	s.fellows.changed = func(alive map[string]snapshot.Fellow) {
+		s.snapshot.Lock()
+		s.snapshot.Fellows(alive)
+		s.snapshot.Unlock()
+		s.reconciler.poke()
+		s.status.poke()
+	}
+	s.fellows.joined = s.reconciler.setJoined
+	s.status = newStatus(c, log)
+	s.layer2 = layer2.New(layer2.Config{
+		Log: log, OnLinks: func() { s.fellows.setLinks(s.layer2.Links()) }, OnChange: s.status.poke,
+		OnConflict: func(layer2.Conflict) { s.status.poke() }, Judge: s.judge,
+	})
+	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.status.poke})
+	s.reconciler.layer2, s.reconciler.bgp, s.reconciler.changed = s.layer2, s.bgp, s.status.poke
+	s.status.reconciler, s.status.layer2, s.status.bgp, s.status.members = s.reconciler, s.layer2, s.bgp, s.fellows.view
+	return s
+}
+
+// judge says what to do about a station that claims an address of this node: a fellow with a better right is yielded to,
+// another fellow is told who the owner is, and anybody else is a conflict.
+func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
+	switch node := s.fellows.station(c.MAC); {
+	case node == "":
+		return layer2.Stranger
+	case node == s.o.node:
+		return layer2.Ignore
+	case s.ending.Load() || s.reconciler.hasBetterRight(node, c.Addr):
+		return layer2.Yield
+	}
+	return layer2.Defend
+}
+
+// NeedLeaderElection says that every node runs a speaker.
+func (s *speaker) NeedLeaderElection() bool { return false }
+
+// ready says whether the speaker knows the cluster and its fellows.
+func (s *speaker) ready(*http.Request) error {
+	if !s.synced.Load() {
+		return errors.New("not all objects have been read yet")
+	}
+	if !s.fellows.view().Joined {
+		return fmt.Errorf("not yet joined with the other speakers (by the keys in the Secret %s/%s)", s.o.namespace, membersSecret)
+	}
+	return nil
+}
+
+// watch feeds what the cluster says into the parts.
+func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error) {
+	synced, err := s.snapshot.Watch(ctx, s.cache, s.reconciler.poke)
+	secrets, err1 := snapshot.On(ctx, s.cache, func(_ string, o *corev1.Secret, gone bool) {
+		s.reconciler.secret(o.Name, o.Data, gone)
+		if o.Name == membersSecret && !gone {
+			s.fellows.setKeys(o.Data[membersKeys])
+		}
+	})
+	speakers, err2 := snapshot.On(ctx, s.cache, s.fellows.setSpeaker)
+	node, err3 := snapshot.On(ctx, s.cache, func(name string, o *corev1.Node, gone bool) {
+		if name == s.o.node && !gone {
+			s.nodeAddress()
+		}
+	})
+	return append(synced, secrets, speakers, node), errors.Join(err, err1, err2, err3)
+}
+
+// nodeAddress tells the group where this speaker is reached.
+func (s *speaker) nodeAddress() {
+	s.snapshot.Lock()
+	n := s.snapshot.Node(s.o.node)
+	s.snapshot.Unlock()
+	if n != nil && len(n.Addresses) > 0 {
+		s.fellows.setAddress(n.Addresses[0])
+	}
+}
+
+// Start runs the speaker until ctx ends, and then ends its parts in an order that lets other nodes take over first.
+func (s *speaker) Start(ctx context.Context) error {
+	synced, err := s.watch(ctx)
+	if err != nil {
+		return err
+	}
+	var parts group
+	parts.start("layer2", s.layer2.Run)
+	parts.start("bfd", s.bfd.Run)
+	if s.o.proxyHealthURL != "" {
+		parts.start("proxy", func(ctx context.Context) error {
+			watchProxy(ctx, askProxy(s.o.proxyHealthURL), func(healthy bool) {
+				s.log.Info("Service proxy", "healthy", healthy, "url", s.o.proxyHealthURL)
+				s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = healthy })
+			})
+			return nil
+		})
+	}
+	if toolscache.WaitForCacheSync(ctx.Done(), synced...) {
+		s.synced.Store(true)
+		s.log.Info("the cluster is known")
+		s.nodeAddress()
+		parts.start("bgp", s.bgp.Run)
+		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
+		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
+		parts.start("members", s.fellows.run)
+		s.status.poke()
+		select {
+		case <-ctx.Done():
+		case err = <-parts.failed():
+		}
+	}
+	s.log.Info("ending")
+	parts.stop("proxy", "reconcile", "status")
+	s.handOver()
+	parts.stop("members", "layer2", "bgp", "bfd")
+	return err
+}
+
+// How long an ending speaker waits for others to take over what it owns, and how often it looks.
+const (
+	handOverTime  = 3 * time.Second
+	handOverCheck = 20 * time.Millisecond
+)
+
+// handOver lets other speakers take over the addresses that this one owns on the local network: it tells them that it
+// ends, goes on answering, and yields each address when the next owner is heard to announce it.
+func (s *speaker) handOver() {
+	if len(s.fellows.view().Members) < 2 {
+		return
+	}
+	s.ending.Store(true)
+	s.fellows.edit(func(m *members.Meta) { m.Draining = true })
+	deadline := time.After(handOverTime)
+	for tick := time.NewTicker(handOverCheck); ; {
+		answering := slices.ContainsFunc(s.layer2.Status().Addresses, func(a layer2.AddressStatus) bool { return a.State == layer2.Answering })
+		if !answering {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			s.log.Warn("not every address was taken over by another speaker")
+			return
+		}
+	}
+}
+
+// version is the module's version as the build recorded it.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}

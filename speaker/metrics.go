@@ -1,0 +1,77 @@
+package main
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/layer2"
+	"github.com/clarionlb/clarion/speaker/members"
+)
+
+// collector shows as metrics what the parts of the speaker hold; nothing is counted twice.
+type collector struct {
+	layer2  *layer2.Responder
+	bgp     *bgp.Speaker
+	members func() members.View
+}
+
+var (
+	descMembers = prometheus.NewDesc("clarion_speaker_members", "Speakers that this one knows to be alive, itself included.", nil, nil)
+	descOwned   = prometheus.NewDesc("clarion_layer2_addresses", "Addresses of this node on the local network, by what it does about them.", []string{"state"}, nil)
+	descAsked   = prometheus.NewDesc("clarion_layer2_requests_total", "ARP requests and neighbour solicitations heard for an address.", []string{"address"}, nil)
+	descReplied = prometheus.NewDesc("clarion_layer2_replies_total", "ARP replies and solicited neighbour advertisements sent for an address.", []string{"address"}, nil)
+	descGARP    = prometheus.NewDesc("clarion_layer2_announcements_total", "Unasked announcements made of an address.", []string{"address"}, nil)
+	descRivals  = prometheus.NewDesc("clarion_layer2_conflicts", "Strangers on the local network that claim an address.", []string{"address"}, nil)
+	descUp      = prometheus.NewDesc("clarion_bgp_session_up", "Whether the BGP session with a peer is established.", []string{"peer"}, nil)
+	descUps     = prometheus.NewDesc("clarion_bgp_session_established_total", "How often the BGP session with a peer was established.", []string{"peer"}, nil)
+	descSince   = prometheus.NewDesc("clarion_bgp_session_changed_seconds", "When the BGP session with a peer was established or lost, in seconds since 1970.", []string{"peer"}, nil)
+	descSent    = prometheus.NewDesc("clarion_bgp_prefixes_sent", "Prefixes that are announced to a peer.", []string{"peer", "family"}, nil)
+	descBFD     = prometheus.NewDesc("clarion_bfd_session_up", "Whether the BFD session with a peer is up.", []string{"peer"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descMembers, descOwned, descAsked, descReplied, descGARP, descRivals, descUp, descUps, descSince, descSent, descBFD} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	count := func(d *prometheus.Desc, v uint64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(descMembers, float64(len(c.members().Members)))
+	states := map[layer2.State]int{layer2.Answering: 0}
+	for _, a := range c.layer2.Status().Addresses {
+		states[a.State]++
+		addr := a.Addr.String()
+		count(descAsked, a.Requests, addr)
+		count(descReplied, a.Replies, addr)
+		count(descGARP, a.Announcements, addr)
+		gauge(descRivals, float64(len(a.Conflicts)), addr)
+	}
+	for state, n := range states {
+		gauge(descOwned, float64(n), string(state))
+	}
+	for _, s := range c.bgp.Status() {
+		gauge(descUp, bit(s.State == bgp.Established), s.Peer)
+		count(descUps, s.Ups, s.Peer)
+		gauge(descSince, float64(s.Since.Unix()), s.Peer)
+		gauge(descSent, float64(s.Sent4), s.Peer, "IPv4")
+		gauge(descSent, float64(s.Sent6), s.Peer, "IPv6")
+		if s.BFD != nil {
+			gauge(descBFD, bit(s.BFD.State.String() == "Up"), s.Peer)
+		}
+	}
+}
+
+func bit(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,282 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/announce"
+	"github.com/clarionlb/clarion/speaker/bfd"
+	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/layer2"
+)
+
+// reconciler turns what is known into decisions and hands them to the sinks. Events change the snapshot and wake the loop;
+// it decides the dirty addresses anew and gives layer 2 and BGP the whole truth whenever it has changed.
+type reconciler struct {
+	node      string
+	namespace string
+	log       *slog.Logger
+	layer2    interface{ Set([]layer2.Address) }
+	bgp       interface{ Set([]bgp.Session) }
+	changed   func() // called after every step that changed something that the status shows
+	wake      chan struct{}
+
+	snapshot *snapshot.Snapshot // its lock guards the following too
+	joined   bool               // the fellows are known: layer 2 may announce
+	secrets  map[string]map[string][]byte
+	owned    map[netip.Addr]owned
+	exports  map[netip.Addr][]announce.Export
+	ranges   [][]announce.Export
+	problems []config.Problem // with configuration objects, on this node
+
+	rights atomic.Pointer[map[netip.Addr]map[string]bool] // the nodes with a better right to what is owned
+}
+
+// owned is an address that this node owns on the local network.
+type owned struct {
+	interfaces []string
+	services   []string
+	before     map[string]bool // the nodes with a better right, if they were alive
+}
+
+func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Logger) *reconciler {
+	return &reconciler{
+		node: node, namespace: namespace, log: log, wake: make(chan struct{}, 1), snapshot: snap,
+		secrets: map[string]map[string][]byte{}, owned: map[netip.Addr]owned{}, exports: map[netip.Addr][]announce.Export{},
+	}
+}
+
+// poke makes the loop look at the snapshot.
+func (r *reconciler) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run decides until ctx ends. It must not begin before the snapshot is complete: unknown is not empty.
+func (r *reconciler) run(ctx context.Context) {
+	for {
+		r.step()
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.wake:
+		}
+	}
+}
+
+// setJoined lets layer 2 announce.
+func (r *reconciler) setJoined() {
+	r.snapshot.Lock()
+	if !r.joined {
+		r.joined = true
+		r.snapshot.MarkAll()
+	}
+	r.snapshot.Unlock()
+	r.poke()
+}
+
+// secret takes in a Secret of Clarion's namespace.
+func (r *reconciler) secret(name string, data map[string][]byte, gone bool) {
+	r.snapshot.Lock()
+	if old, had := r.secrets[name]; had == gone || !maps.EqualFunc(old, data, bytes.Equal) {
+		if r.secrets[name] = data; gone {
+			delete(r.secrets, name)
+		}
+		r.snapshot.MarkAll()
+	}
+	r.snapshot.Unlock()
+	r.poke()
+}
+
+// step decides anew what is dirty, and tells the sinks if that changed anything.
+func (r *reconciler) step() {
+	s := r.snapshot
+	s.Lock()
+	defer s.Unlock()
+	if s.Node(r.node) == nil {
+		return // not known: what is announced stays
+	}
+	changes := s.Changes()
+	if changes.All {
+		r.decideRanges()
+	}
+	l2Changed, bgpChanged := changes.All, changes.All
+	for _, addr := range changes.Addrs {
+		claims := s.ClaimsOn(addr)
+		if r.decideLayer2(addr, claims) {
+			l2Changed = true
+		}
+		exports := s.View().ForBGP(r.node, addr, claims).Exports
+		if !slices.EqualFunc(exports, r.exports[addr], equalExport) {
+			bgpChanged = true
+		}
+		if r.exports[addr] = exports; len(exports) == 0 {
+			delete(r.exports, addr)
+		}
+	}
+	if l2Changed && r.joined {
+		want := make([]layer2.Address, 0, len(r.owned))
+		rights := make(map[netip.Addr]map[string]bool, len(r.owned))
+		for addr, o := range r.owned {
+			want = append(want, layer2.Address{Addr: addr, Interfaces: o.interfaces})
+			rights[addr] = o.before
+		}
+		r.rights.Store(&rights)
+		r.layer2.Set(want)
+	}
+	if bgpChanged {
+		r.bgp.Set(r.sessions())
+	}
+	if l2Changed || bgpChanged {
+		r.changed()
+	}
+}
+
+func equalExport(a, b announce.Export) bool {
+	return a.Peer == b.Peer && a.Prefix == b.Prefix && a.Attrs.Equal(b.Attrs)
+}
+
+// decideLayer2 says whether this node's part in announcing an address on the local network has changed.
+func (r *reconciler) decideLayer2(addr netip.Addr, claims []announce.Claim) bool {
+	d := r.snapshot.View().ForLayer2(addr, claims)
+	old, had := r.owned[addr]
+	if d.Owner != r.node {
+		if had {
+			delete(r.owned, addr)
+			why := d.Why
+			if d.Owner != "" {
+				why = "node " + d.Owner + " has the better right"
+			}
+			r.log.Info("gives up address", "address", addr, "why", why)
+		}
+		return had
+	}
+	next := owned{interfaces: d.Interfaces, before: d.Before(r.node)}
+	for _, c := range claims {
+		if c.Type == v1beta1.AddressLoadBalancerIP {
+			next.services = append(next.services, c.Service.Key())
+		}
+	}
+	r.owned[addr] = next
+	if !had {
+		r.log.Info("takes address", "address", addr, "interfaces", d.Interfaces)
+	}
+	return !had || !slices.Equal(old.interfaces, next.interfaces) || !slices.Equal(old.services, next.services) || !maps.Equal(old.before, next.before)
+}
+
+// hasBetterRight says whether a node has a better right than this one to an address that this one owns. It takes no lock.
+func (r *reconciler) hasBetterRight(node string, addr netip.Addr) bool {
+	rights := r.rights.Load()
+	return rights != nil && (*rights)[addr][node]
+}
+
+func (r *reconciler) decideRanges() {
+	s := r.snapshot
+	r.ranges = r.ranges[:0]
+	for _, p := range s.ServiceCIDRs() {
+		r.ranges = append(r.ranges, s.View().ForRange(r.node, p, v1beta1.AddressServiceCIDR).Exports)
+	}
+	for _, p := range s.Node(r.node).PodCIDRs {
+		r.ranges = append(r.ranges, s.View().ForRange(r.node, p, v1beta1.AddressPodCIDR).Exports)
+	}
+}
+
+// sessions are the BGP sessions of this node and their routes.
+func (r *reconciler) sessions() []bgp.Session {
+	s := r.snapshot
+	routes := announce.Merge(slices.AppendSeq(slices.Clone(r.ranges), maps.Values(r.exports)))
+	r.problems = r.problems[:0]
+	var out []bgp.Session
+	used := map[netip.AddrPort]*config.Peer{}
+	peers := slices.Clone(s.View().Config.Peers)
+	slices.SortStableFunc(peers, func(a, b config.Peer) int { return a.Created.Compare(b.Created) })
+	for i := range peers {
+		p := &peers[i]
+		if !p.Nodes.Match(s.Node(r.node).Labels) {
+			continue
+		}
+		problem := func(format string, args ...any) {
+			r.problems = append(r.problems, config.Problem{Kind: "BGPPeer", Name: p.Name, Message: fmt.Sprintf(format, args...)})
+		}
+		if at := netip.AddrPortFrom(p.Address, p.Port); p.Address.IsValid() {
+			if other := used[at]; other != nil && other.VRF == p.VRF {
+				problem("spec.peerAddress: the older BGPPeer %q is the same router, %s; its session is used", other.Name, at)
+				continue
+			}
+			used[at] = p
+		}
+		password := p.Password
+		if p.SecretName != "" {
+			secret, ok := r.secrets[p.SecretName]
+			if password = string(secret[corev1.BasicAuthPasswordKey]); password == "" {
+				what := "there is no Secret %s/%s"
+				if ok {
+					what = "the Secret %s/%s has no key \"password\""
+				}
+				problem("spec.passwordSecret: "+what+"; no session is opened until there is", r.namespace, p.SecretName)
+				continue
+			}
+		}
+		out = append(out, bgp.Session{Peer: r.peer(p, password), Routes: routes[p.Name]})
+	}
+	return out
+}
+
+// peer is a BGPPeer as this node sees it.
+func (r *reconciler) peer(p *config.Peer, password string) bgp.Peer {
+	out := bgp.Peer{
+		Name: p.Name, LocalASN: p.LocalASN, PeerASN: p.PeerASN, Address: p.Address, Interface: p.Interface, Port: p.Port,
+		Source: p.Source, RouterID: p.RouterID, VRF: p.VRF, HoldTime: bgp.DefaultHoldTime, ConnectTime: defaultConnectTime,
+		Password: password, GracefulRestart: p.GracefulRestart, MultiHop: p.MultiHop, TTLSecurity: p.TTLSecurity,
+		Passive: p.Passive, DualStack: p.DualStack, MaxPrefixes: p.MaxPrefixes,
+		Dynamic:        map[string]bgp.Dynamic{"internal": bgp.DynamicInternal, "external": bgp.DynamicExternal}[p.Dynamic],
+		DefaultGateway: map[string]bgp.Gateway{"IPv4": bgp.GatewayIPv4, "IPv6": bgp.GatewayIPv6}[p.Gateway],
+	}
+	for _, t := range []struct {
+		from *time.Duration
+		to   *time.Duration
+	}{{p.HoldTime, &out.HoldTime}, {p.Keepalive, &out.Keepalive}, {p.ConnectTime, &out.ConnectTime}} {
+		if t.from != nil {
+			*t.to = *t.from
+		}
+	}
+	if b := p.BFD; b != nil {
+		out.BFD = bfd.Profile{Receive: b.Receive, Transmit: b.Transmit, Multiplier: b.Multiplier, Passive: b.Passive, MinTTL: b.MinimumTTL}
+	}
+	if !out.RouterID.IsValid() {
+		out.RouterID = routerID(r.node, r.snapshot.Node(r.node).Addresses)
+	}
+	return out
+}
+
+// defaultConnectTime is the longest time between attempts to connect where none is configured: the API says so.
+const defaultConnectTime = 5 * time.Second
+
+// routerID is the BGP identifier of a node: its IPv4 address, or a number made of its name (RFC 6286 asks only for a
+// number that is unique within the AS).
+func routerID(node string, addrs []netip.Addr) netip.Addr {
+	for _, a := range addrs {
+		if a.Is4() {
+			return a
+		}
+	}
+	h := fnv.New32a()
+	h.Write([]byte(node))
+	n := h.Sum32() | 1
+	return netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)})
+}

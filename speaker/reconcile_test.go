@@ -1,0 +1,285 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/announce"
+	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/layer2"
+)
+
+// sinks records the truth that layer 2 and BGP were last given.
+type sinks struct {
+	layer2, bgp string
+	layer2Calls int
+}
+
+type layer2Sink struct{ *sinks }
+
+func (s layer2Sink) Set(want []layer2.Address) {
+	var out []string
+	for _, a := range want {
+		out = append(out, strings.TrimSpace(a.Addr.String()+" "+strings.Join(a.Interfaces, ",")))
+	}
+	slices.Sort(out)
+	s.sinks.layer2 = strings.Join(out, "; ")
+	s.layer2Calls++
+}
+
+type bgpSink struct{ *sinks }
+
+func (s bgpSink) Set(want []bgp.Session) {
+	var out []string
+	for _, w := range want {
+		text := w.Peer.Name + " as " + w.Peer.RouterID.String() + ":"
+		for _, r := range w.Routes {
+			text += " " + r.Prefix.String()
+		}
+		out = append(out, text)
+	}
+	slices.Sort(out)
+	s.sinks.bgp = strings.Join(out, "; ")
+}
+
+// world is a reconciler on node a with a cluster that a test makes up.
+type world struct {
+	t         *testing.T
+	have      map[string]client.Object
+	r         *reconciler
+	informers *informertest.FakeInformers
+	*sinks
+}
+
+func newWorld(t *testing.T) *world {
+	scheme := runtime.NewScheme()
+	_ = clientgoscheme.AddToScheme(scheme)
+	_ = v1beta1.AddToScheme(scheme)
+	w := &world{t: t, have: map[string]client.Object{}, informers: &informertest.FakeInformers{Scheme: scheme}, sinks: &sinks{layer2: "never told", bgp: "never told"}}
+	snap := snapshot.New(true)
+	w.r = newReconciler("a", "clarion-system", snap, slog.New(slog.DiscardHandler))
+	w.r.layer2, w.r.bgp, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, func() {}
+	if _, err := snap.Watch(t.Context(), w.informers, w.r.poke); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// set makes objects exist as given, and decides.
+func (w *world) set(objs ...client.Object) {
+	w.t.Helper()
+	for _, o := range objs {
+		inf, err := w.informers.FakeInformerFor(w.t.Context(), o)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		key := fmt.Sprintf("%T %s/%s", o, o.GetNamespace(), o.GetName())
+		if old := w.have[key]; old != nil {
+			o.SetGeneration(old.GetGeneration() + 1)
+			inf.Update(old, o)
+		} else {
+			inf.Add(o)
+		}
+		w.have[key] = o
+	}
+	w.r.step()
+}
+
+func (w *world) del(o client.Object) {
+	inf, err := w.informers.FakeInformerFor(w.t.Context(), o)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	inf.Delete(o)
+	w.r.step()
+}
+
+func (w *world) alive(names ...string) {
+	m := map[string]snapshot.Fellow{}
+	for _, n := range names {
+		m[n] = snapshot.Fellow{Links: []announce.Link{{Name: "eth0", Up: true}}}
+	}
+	w.r.snapshot.Lock()
+	w.r.snapshot.Fellows(m)
+	w.r.snapshot.Unlock()
+	w.r.step()
+}
+
+func (w *world) want(what, l2, bgp string) {
+	w.t.Helper()
+	if w.sinks.layer2 != l2 || w.sinks.bgp != bgp {
+		w.t.Errorf("%s:\nlayer 2 %q, want %q\nBGP %q, want %q", what, w.sinks.layer2, l2, w.sinks.bgp, bgp)
+	}
+}
+
+func node(name string, addrs ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	for _, a := range addrs {
+		n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a})
+	}
+	return n
+}
+
+func svc(name string, addrs ...string) *corev1.Service {
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ClusterIP: "10.96.0.9"},
+		Status:     corev1.ServiceStatus{Conditions: []metav1.Condition{{Type: v1beta1.ConditionAllocated}}},
+	}
+	for _, a := range addrs {
+		s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
+	}
+	return s
+}
+
+func endpoints(service string, nodes ...string) *discoveryv1.EndpointSlice {
+	es := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: service + "-x", Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+	}
+	for _, n := range nodes {
+		es.Endpoints = append(es.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.244.0.1"}, NodeName: &n})
+	}
+	return es
+}
+
+func peer(name, addr string, edit func(*v1beta1.BGPPeer)) *v1beta1.BGPPeer {
+	p := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1beta1.BGPPeerSpec{MyASN: 64500, PeerASN: ptr(int64(64512)), PeerAddress: addr}}
+	if edit != nil {
+		edit(p)
+	}
+	return p
+}
+
+// The life of a Service as the sinks see it.
+func TestSinksGetTheWholeTruth(t *testing.T) {
+	w := newWorld(t)
+	lan := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}}}
+	routed := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "routed"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.0/24"}}}
+	w.set(lan, routed, svc("web", "192.0.2.1"), svc("api", "203.0.113.1"), endpoints("web", "a"), endpoints("api", "a", "b"),
+		&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"lan"}, Interfaces: []string{"eth0"}}},
+		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: v1beta1.BGPAdvertisementSpec{
+			IPAddressPools: []string{"routed"}, AddressTypes: []v1beta1.AddressType{v1beta1.AddressLoadBalancerIP, v1beta1.AddressServiceCIDR}}},
+		peer("tor", "192.0.2.254", nil))
+	w.want("before the node is known", "never told", "never told")
+
+	w.set(node("a", "192.0.2.11"), node("b", "192.0.2.12"))
+	w.want("before the fellows are known", "never told", "tor as 192.0.2.11: 203.0.113.1/32")
+
+	w.alive("a")
+	w.r.setJoined()
+	w.r.step()
+	w.want("joined", "192.0.2.1 eth0", "tor as 192.0.2.11: 203.0.113.1/32")
+
+	calls := w.layer2Calls
+	w.set(svc("web", "192.0.2.1"))
+	w.set(endpoints("web", "a"))
+	if w.layer2Calls != calls {
+		t.Error("layer 2 was told though nothing had changed")
+	}
+
+	w.set(&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}})
+	w.want("a ServiceCIDR", "192.0.2.1 eth0", "tor as 192.0.2.11: 10.96.0.0/16 203.0.113.1/32")
+
+	w.set(endpoints("api"))
+	w.want("no endpoint", "192.0.2.1 eth0", "tor as 192.0.2.11: 10.96.0.0/16")
+
+	local := svc("web", "192.0.2.1")
+	local.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	w.set(local, endpoints("web", "b"))
+	w.want("Local, and no local endpoint", "", "tor as 192.0.2.11: 10.96.0.0/16")
+
+	w.set(endpoints("web", "a"))
+	w.want("Local", "192.0.2.1 eth0", "tor as 192.0.2.11: 10.96.0.0/16")
+
+	w.del(node("a"))
+	w.want("the node is no longer known: fail static", "192.0.2.1 eth0", "tor as 192.0.2.11: 10.96.0.0/16")
+	w.set(node("a", "192.0.2.11"))
+
+	w.del(local)
+	w.want("deleted", "", "tor as 192.0.2.11: 10.96.0.0/16")
+}
+
+// What is wrong with one peer is said of that peer, and the others have their sessions.
+func TestSessionsOfBadPeers(t *testing.T) {
+	w := newWorld(t)
+	secret := func(name string) func(*v1beta1.BGPPeer) {
+		return func(p *v1beta1.BGPPeer) { p.Spec.PasswordSecret = &v1beta1.SecretReference{Name: name} }
+	}
+	w.set(node("a", "2001:db8::1"),
+		peer("good", "192.0.2.1", nil),
+		peer("twin", "192.0.2.1", func(p *v1beta1.BGPPeer) { p.CreationTimestamp = metav1.Unix(1, 0) }),
+		peer("nosecret", "192.0.2.2", secret("missing")),
+		peer("nokey", "192.0.2.3", secret("empty")),
+		peer("elsewhere", "192.0.2.4", func(p *v1beta1.BGPPeer) {
+			p.Spec.NodeSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{"rack": "r9"}}}
+		}))
+	w.r.secret("empty", map[string][]byte{}, false)
+	w.r.step()
+	id := routerID("a", nil)
+	if !id.Is4() || id == routerID("b", nil) {
+		t.Errorf("router IDs of nodes without an IPv4 address: %s and %s", id, routerID("b", nil))
+	}
+	w.want("bad peers", "never told", fmt.Sprintf("good as %s:", id))
+	var got []string
+	for _, p := range w.r.problems {
+		got = append(got, p.Name+": "+p.Message)
+	}
+	slices.Sort(got)
+	want := []string{
+		`nokey: spec.passwordSecret: the Secret clarion-system/empty has no key "password"; no session is opened until there is`,
+		`nosecret: spec.passwordSecret: there is no Secret clarion-system/missing; no session is opened until there is`,
+		`twin: spec.peerAddress: the older BGPPeer "good" is the same router, 192.0.2.1:179; its session is used`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("problems:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+
+	w.r.secret("missing", map[string][]byte{"password": []byte("s3cret")}, false)
+	w.r.step()
+	w.want("the Secret is there", "never told", fmt.Sprintf("good as %s:; nosecret as %s:", id, id))
+}
+
+// A fellow that this node takes for dead, but that has the better right, is yielded to when it is heard.
+func TestRights(t *testing.T) {
+	w := newWorld(t)
+	w.set(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), node("c"))
+	w.r.setJoined()
+	better := 0
+	for i := range 60 {
+		name := fmt.Sprintf("s%d", i)
+		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
+		w.set(svc(name, addr.String()), endpoints(name, "a"))
+		w.alive("a", "b", "c")
+		_, mine := w.r.owned[addr]
+		w.alive("a")
+		if _, ok := w.r.owned[addr]; !ok {
+			t.Fatalf("the only live node does not own %s", addr)
+		}
+		heard := w.r.hasBetterRight("b", addr) || w.r.hasBetterRight("c", addr)
+		if heard == mine {
+			t.Errorf("%s: owner when all are alive: %v; somebody else has the better right: %v", addr, mine, heard)
+		}
+		if heard {
+			better++
+		}
+	}
+	if better == 0 || better == 60 {
+		t.Errorf("of 60 addresses others have the better right to %d: the test says nothing", better)
+	}
+}

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/layer2"
+	"github.com/clarionlb/clarion/speaker/members"
+)
+
+// How long changes are collected before the Speaker object is written, and how long a failed write rests.
+const (
+	statusDelay = 300 * time.Millisecond
+	statusRetry = 2 * time.Second
+)
+
+// status writes this node's Speaker object: what the parts of the speaker hold, only when it has changed.
+type status struct {
+	client     client.Client
+	version    string
+	log        *slog.Logger
+	reconciler *reconciler
+	layer2     *layer2.Responder
+	bgp        *bgp.Speaker
+	members    func() members.View
+	wake       chan struct{}
+
+	written *v1beta1.Speaker // as last written or read
+}
+
+func newStatus(c client.Client, log *slog.Logger) *status {
+	return &status{client: c, version: version(), log: log, wake: make(chan struct{}, 1)}
+}
+
+// poke says that something may have changed.
+func (s *status) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run writes until ctx ends.
+func (s *status) run(ctx context.Context) {
+	var due <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+			if due == nil {
+				due = time.After(statusDelay)
+			}
+		case <-due:
+			due = nil
+			if err := s.write(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("cannot write the Speaker object", "error", err)
+				s.written = nil
+				due = time.After(statusRetry)
+			}
+		}
+	}
+}
+
+// write makes the object what it should be, with no request if it is that already.
+func (s *status) write(ctx context.Context) error {
+	want, node := s.wanted()
+	if node == nil {
+		return nil // the node is not known: neither is the owner of the object
+	}
+	name := s.reconciler.node
+	if s.written == nil {
+		have := &v1beta1.Speaker{}
+		err := s.client.Get(ctx, client.ObjectKey{Name: name}, have)
+		if apierrors.IsNotFound(err) {
+			have = &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name, OwnerReferences: []metav1.OwnerReference{
+				{APIVersion: "v1", Kind: "Node", Name: name, UID: node.UID},
+			}}}
+			err = s.client.Create(ctx, have)
+		}
+		if err != nil {
+			return err
+		}
+		s.written = have
+	}
+	conditions := want.Conditions
+	want.Conditions = slices.Clone(s.written.Status.Conditions)
+	for _, c := range conditions {
+		meta.SetStatusCondition(&want.Conditions, c)
+	}
+	if equality.Semantic.DeepEqual(want, s.written.Status) {
+		return nil
+	}
+	next := s.written.DeepCopy()
+	next.Status = want
+	if err := s.client.Status().Update(ctx, next); err != nil {
+		return err
+	}
+	s.written = next
+	return nil
+}
+
+// wanted is the status as it should be, and what is known of the node, nil if nothing is.
+func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
+	view := s.members()
+	out := v1beta1.SpeakerStatus{Version: s.version, Members: make([]string, 0, len(view.Members))}
+	for _, m := range view.Members {
+		out.Members = append(out.Members, m.Name)
+	}
+	achieved := map[netip.Addr][]string{}
+	for _, a := range s.layer2.Status().Addresses {
+		achieved[a.Addr] = a.Interfaces
+		for _, c := range a.Conflicts {
+			out.Conflicts = append(out.Conflicts, v1beta1.AddressConflict{
+				Address: a.Addr.String(), HardwareAddress: c.MAC.String(), Interface: c.Interface, Since: metav1.NewTime(c.Since.Truncate(time.Second)),
+			})
+		}
+	}
+
+	r := s.reconciler
+	r.snapshot.Lock()
+	node := r.snapshot.Node(r.node)
+	if node == nil {
+		r.snapshot.Unlock()
+		return out, nil
+	}
+	for _, a := range node.Addresses {
+		out.Addresses = append(out.Addresses, a.String())
+	}
+	for addr, o := range r.owned {
+		if on := achieved[addr]; len(on) > 0 {
+			out.Layer2 = append(out.Layer2, v1beta1.Layer2Status{Address: addr.String(), Services: o.services, Interfaces: on})
+		}
+	}
+	for _, p := range r.problems {
+		out.Problems = append(out.Problems, v1beta1.Problem{Object: p.Kind + "/" + p.Name, Message: p.Message})
+	}
+	n := r.snapshot.View().Nodes[r.node]
+	r.snapshot.Unlock()
+	if n != nil {
+		out.Gate = n.Gate
+	}
+
+	slices.SortFunc(out.Layer2, func(a, b v1beta1.Layer2Status) int { return cmp.Compare(a.Address, b.Address) })
+	for _, ses := range s.bgp.Status() {
+		out.Sessions = append(out.Sessions, sessionStatus(ses))
+	}
+	slices.SortFunc(out.Sessions, func(a, b v1beta1.SessionStatus) int { return cmp.Compare(a.Peer, b.Peer) })
+	ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "announcing"}
+	if !view.Joined {
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Joining", "not yet joined with the other speakers: nothing is announced on the local network"
+	}
+	out.Conditions = []metav1.Condition{ready}
+	return out, node
+}
+
+// sessionStatus is a BGP session as the API shows it.
+func sessionStatus(s bgp.SessionStatus) v1beta1.SessionStatus {
+	out := v1beta1.SessionStatus{
+		Peer: s.Peer, State: s.State.String(), PeerASN: int64(s.PeerASN), GracefulRestart: s.GracefulRestart,
+		HoldTimeSeconds: int32(s.HoldTime.Seconds()), KeepaliveSeconds: int32(s.Keepalive.Seconds()),
+		PrefixesIPv4: int32(s.Sent4), PrefixesIPv6: int32(s.Sent6), LastError: s.LastError,
+	}
+	if s.Problem != "" {
+		out.LastError = s.Problem
+	}
+	if s.Address.IsValid() {
+		out.Address = s.Address.String()
+	}
+	if !s.Since.IsZero() {
+		t := metav1.NewTime(s.Since.Truncate(time.Second))
+		out.Since = &t
+	}
+	if s.IPv4 {
+		out.Families = append(out.Families, "IPv4")
+	}
+	if s.IPv6 {
+		out.Families = append(out.Families, "IPv6")
+	}
+	if s.BFD != nil {
+		out.BFD = s.BFD.State.String()
+	}
+	return out
+}
