@@ -1,0 +1,261 @@
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const module = "module github.com/clarionlb/clarion"
+
+// repoRoot finds Clarion's repository from the working folder upwards.
+func repoRoot() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := wd; ; dir = filepath.Dir(dir) {
+		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil {
+			if first, _, _ := strings.Cut(string(b), "\n"); first == module {
+				return dir, nil
+			}
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("%s is not inside Clarion's repository", wd)
+		}
+	}
+}
+
+// kubeVersion is what the programs say they are; the module's version cannot tell them, since they are built from it as
+// a dependency. It follows k8s.io/kubernetes in kube/go.mod.
+const kubeVersion = "v1.36.3"
+
+var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl"}
+
+// buildKube returns the folder with the Kubernetes programs, built first if it is missing. Labs that start at the same
+// time wait for the one that builds.
+func buildKube(ctx context.Context, root string, pr *progress) (string, error) {
+	kube := filepath.Join(root, "test", "lab", "kube")
+	ldflags := "-s -w -X k8s.io/component-base/version.gitVersion=" + kubeVersion
+	sum := sha256.New()
+	for _, f := range []string{"go.mod", "go.sum", "tools.go", "etcd/main.go"} {
+		b, err := os.ReadFile(filepath.Join(kube, f))
+		if err != nil {
+			return "", err
+		}
+		sum.Write(b)
+	}
+	io.WriteString(sum, ldflags+runtime.Version())
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, fmt.Sprintf("%x", sum.Sum(nil)[:6]), "bin")
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	tmp := dir + ".new"
+	if err := os.RemoveAll(tmp); err != nil {
+		return "", err
+	}
+	args := []string{"build", "-C", kube, "-v", "-trimpath", "-ldflags=" + ldflags, "-o", tmp + "/", "./etcd"}
+	for _, p := range kubePrograms[1:] {
+		args = append(args, "k8s.io/kubernetes/cmd/"+p)
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	var n countLines
+	cmd.Stderr = &n
+	done := pr.long("building "+strings.Join(kubePrograms, ", ")+" from their Go modules, once",
+		"five minutes on two cores, less with a warm build cache",
+		func() string { return fmt.Sprintf("%d packages compiled", n.lines.Load()) })
+	err = cmd.Run()
+	done()
+	if err != nil {
+		return "", fmt.Errorf("build Kubernetes: %w\n%s", err, n.tail())
+	}
+	return dir, os.Rename(tmp, dir)
+}
+
+func cacheDir() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = "/var/cache" // no $HOME, as in some CI systems
+	}
+	cache = filepath.Join(cache, "clarion-lab")
+	return cache, os.MkdirAll(cache, 0o755)
+}
+
+// buildGo builds packages of the repository into a folder.
+func (l *Lab) buildGo(ctx context.Context, dir string, packages ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", dir + "/"}, packages...)...)
+	cmd.Dir = l.root
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go build %s: %w\n%s", strings.Join(packages, " "), err, out)
+	}
+	return nil
+}
+
+// countLines counts the lines written to it and keeps them.
+type countLines struct {
+	lines atomic.Int64
+	text  bytes.Buffer
+}
+
+func (c *countLines) Write(b []byte) (int, error) {
+	c.lines.Add(int64(bytes.Count(b, []byte("\n"))))
+	return c.text.Write(b)
+}
+
+func (c *countLines) tail() string {
+	var lines []string
+	for s := bufio.NewScanner(&c.text); s.Scan(); {
+		lines = append(lines, s.Text())
+	}
+	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}
+
+// progress prints what the lab does and how long it has taken so far.
+type progress struct {
+	mu    sync.Mutex
+	w     io.Writer
+	start time.Time
+}
+
+func newProgress(w io.Writer) *progress {
+	if w == nil {
+		w = io.Discard
+	}
+	return &progress{w: w, start: time.Now()}
+}
+
+func (p *progress) restart() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.start = time.Now()
+}
+
+func (p *progress) step(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.w, "lab: %5.1fs  %s\n", time.Since(p.start).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// long announces a step that takes minutes and repeats every ten seconds how it stands, until the result is called.
+func (p *progress) long(what, usually string, detail func() string) (done func()) {
+	p.restart()
+	p.step("%s (usually %s)", what, usually)
+	tick := time.NewTicker(10 * time.Second)
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-tick.C:
+				p.step("… %s", detail())
+			case <-end:
+				return
+			}
+		}
+	}()
+	return func() {
+		tick.Stop()
+		close(end)
+		<-ended
+		p.step("%s: done, %s", what, detail())
+	}
+}
+
+// depends says which Debian package has each program that the lab runs.
+var depends = []struct {
+	program, pkg string
+	network      bool // needed only where there are nodes and routers
+}{
+	{"/usr/sbin/ip", "iproute2", false},
+	{"/usr/sbin/nft", "nftables", false},
+	{"/usr/bin/setpriv", "util-linux", true},
+	{"/usr/sbin/iptables", "iptables", true},
+	{"/usr/sbin/conntrack", "conntrack", true},
+	{"/usr/sbin/ethtool", "ethtool", true},
+	{"/usr/lib/frr/bgpd", "frr", true},
+	{"/usr/bin/vtysh", "frr", true},
+	{"/usr/sbin/bird", "bird2", true},
+	{"/usr/bin/arping", "iputils-arping", true},
+	{"/usr/bin/ping", "iputils-ping", true},
+	{"/usr/bin/tcpdump", "tcpdump", true},
+	{"/usr/bin/ndisc6", "ndisc6", true},
+}
+
+// missing lists the Debian packages whose programs are not there.
+func missing(network bool) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, d := range depends {
+		if d.network && !network || seen[d.pkg] {
+			continue
+		}
+		if _, err := os.Stat(d.program); err == nil {
+			continue
+		}
+		// Debian versions differ in /sbin and /bin.
+		if _, err := exec.LookPath(filepath.Base(d.program)); err == nil {
+			continue
+		}
+		seen[d.pkg] = true
+		out = append(out, d.pkg)
+	}
+	return out
+}
+
+func checkDeps(network bool) error {
+	if m := missing(network); len(m) > 0 {
+		return fmt.Errorf("missing Debian packages: %s (go run ./test/lab/cmd/lab deps installs them)", strings.Join(m, " "))
+	}
+	return nil
+}
+
+// Deps installs the Debian packages that the lab needs and this machine lacks. Without root it only names them, in its error.
+func Deps(ctx context.Context, w io.Writer) error {
+	m := missing(true)
+	if len(m) == 0 {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("missing Debian packages, install them as root: apt-get install " + strings.Join(m, " "))
+	}
+	fmt.Fprintln(w, "installing", strings.Join(m, " "))
+	for _, args := range [][]string{{"update", "-q"}, append([]string{"install", "-y", "-q", "--no-install-recommends"}, m...)} {
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		cmd.Stdout, cmd.Stderr = w, w
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("apt-get %s: %w", args[0], err)
+		}
+	}
+	return nil
+}
