@@ -1,0 +1,183 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+)
+
+// established is the state of a BGP session in which routes are exchanged (RFC 4271 section 8.2.2).
+const established = "Established"
+
+func writeStatus(w io.Writer, c *cluster) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "POOL\tIPv4 USED\tFREE\tIPv6 USED\tFREE\tREADY")
+	for _, p := range c.pools {
+		s := p.Status
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\n", p.Name, s.AssignedIPv4, s.AvailableIPv4, s.AssignedIPv6, s.AvailableIPv6,
+			conditionStatus(s.Conditions, v1beta1.ConditionReady))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(t, "\nSPEAKER\tALIVE\tREADY\tMEMBERS\tLAYER 2\tBGP")
+	for _, s := range c.speakers {
+		if !c.alive[s.Name] {
+			fmt.Fprintf(t, "%s\tno\t\t\t\t\n", s.Name)
+			continue
+		}
+		fmt.Fprintf(t, "%s\tyes\t%s\t%d\t%s\t%s\n", s.Name, conditionStatus(s.Status.Conditions, v1beta1.ConditionReady),
+			len(s.Status.Members), layer2Of(s), sessionsOf(s))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	problems := c.problems()
+	if len(problems) == 0 {
+		_, err := fmt.Fprintln(w, "\nNo problems.")
+		return err
+	}
+	fmt.Fprintln(w, "\nPROBLEMS")
+	for _, p := range problems {
+		if _, err := fmt.Fprintln(w, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func layer2Of(s v1beta1.Speaker) string {
+	var out []string
+	for _, l := range s.Status.Layer2 {
+		out = append(out, l.Address)
+	}
+	return orNone(strings.Join(out, ", "))
+}
+
+func sessionsOf(s v1beta1.Speaker) string {
+	var out []string
+	for _, ses := range s.Status.Sessions {
+		text := ses.Peer + " " + ses.State
+		if ses.State == established {
+			text = fmt.Sprintf("%s (%d IPv4, %d IPv6)", text, ses.PrefixesIPv4, ses.PrefixesIPv6)
+		}
+		out = append(out, text)
+	}
+	return orNone(strings.Join(out, ", "))
+}
+
+// problems is everything that is not as someone wanted it, a line each, grouped by what it is about.
+func (c *cluster) problems() []string {
+	var out []string
+	add := func(about, format string, args ...any) {
+		out = append(out, "  "+about+": "+fmt.Sprintf(format, args...))
+	}
+	for _, o := range c.objects {
+		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionReady, metav1.ConditionFalse); ok {
+			add(o.name, "%s", why)
+		}
+		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionConflict, metav1.ConditionTrue); ok {
+			add(o.name, "%s", why)
+		}
+	}
+	for _, p := range c.pools {
+		if meta.FindStatusCondition(p.Status.Conditions, v1beta1.ConditionReady) == nil {
+			add("IPAddressPool/"+p.Name, "the controller has not looked at it; is it running?")
+		}
+	}
+	for _, node := range c.nodes {
+		switch {
+		case c.speaker(node) == nil:
+			add("Node/"+node, "no speaker has run there")
+		case !c.alive[node]:
+			add("Node/"+node, "no other speaker sees its speaker alive")
+		}
+	}
+	// A dead speaker's last words are not news; what several say of one object is said once.
+	said := map[string][]string{}
+	living := slices.DeleteFunc(slices.Clone(c.speakers), func(s v1beta1.Speaker) bool { return !c.alive[s.Name] })
+	for _, s := range living {
+		for _, p := range s.Status.Problems {
+			text := p.Object + ": " + p.Message
+			said[text] = append(said[text], s.Name)
+		}
+	}
+	for _, text := range sortedKeys(said) {
+		out = append(out, fmt.Sprintf("  %s (says %s)", text, strings.Join(said[text], ", ")))
+	}
+	for _, s := range living {
+		if s.Status.Gate != "" {
+			add("Node/"+s.Name, "attracts no traffic while others can: %s", s.Status.Gate)
+		}
+		for _, ses := range s.Status.Sessions {
+			if ses.State != established {
+				add("BGPPeer/"+ses.Peer, "no session with %s: %s", s.Name, sessionState(ses))
+			}
+		}
+		for _, a := range s.Status.Conflicts {
+			add("address "+a.Address, "%s", conflictText(s.Name, a))
+		}
+	}
+	keys := slices.SortedFunc(maps.Keys(c.services), func(a, b client.ObjectKey) int { return strings.Compare(a.String(), b.String()) })
+	for _, key := range keys {
+		svc := c.services[key]
+		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+			continue
+		}
+		for _, condition := range []string{v1beta1.ConditionAllocated, v1beta1.ConditionAnnounced} {
+			if why, ok := conditionMessage(svc.Status.Conditions, condition, metav1.ConditionFalse); ok {
+				add("Service/"+key.String(), "%s", why)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// sessionState is the state of a session that is not established, with the reason where there is one.
+func sessionState(s v1beta1.SessionStatus) string {
+	if s.LastError == "" {
+		return s.State
+	}
+	return s.State + " (" + s.LastError + ")"
+}
+
+func conflictText(node string, a v1beta1.AddressConflict) string {
+	return fmt.Sprintf("%s hears %s claim it on %s since %s", node, a.HardwareAddress, a.Interface, a.Since.UTC().Format("2006-01-02 15:04:05 UTC"))
+}
+
+func conditionStatus(conditions []metav1.Condition, name string) string {
+	if c := meta.FindStatusCondition(conditions, name); c != nil {
+		return string(c.Status)
+	}
+	return "not said"
+}
+
+// conditionMessage is the message of a condition that has a status, or its reason if it has no message.
+func conditionMessage(conditions []metav1.Condition, name string, status metav1.ConditionStatus) (string, bool) {
+	c := meta.FindStatusCondition(conditions, name)
+	if c == nil || c.Status != status {
+		return "", false
+	}
+	if c.Message == "" {
+		return c.Reason, true
+	}
+	return c.Message, true
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
