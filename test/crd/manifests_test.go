@@ -1,0 +1,124 @@
+package crd
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/test/lab"
+)
+
+func TestSamples(t *testing.T) {
+	if out, err := cluster.Kubectl(t.Context(), "apply", "--dry-run=server", "-f", folder("samples")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestRights asks the API server what the two programs may do. What they need is proven where they run, in the
+// end-to-end tests; this is about what they must not be able to do, and the few rights beside those.
+func TestRights(t *testing.T) {
+	const home, other = "clarion-system", "default"
+	for _, row := range []struct {
+		who, verb, resource, namespace, name string
+		want                                 bool
+	}{
+		{"controller", "patch", "services/status", other, "web", true},
+		{"controller", "patch", "services", other, "web", false},
+		{"controller", "patch", "ipaddresspools.clarionlb.io/status", "", "lan", true},
+		{"controller", "update", "ipaddresspools.clarionlb.io", "", "lan", false},
+		{"controller", "patch", "speakers.clarionlb.io/status", "", "node1", false},
+		{"controller", "create", "secrets", home, "", true},
+		{"controller", "get", "secrets", home, "clarion-memberlist", true},
+		{"controller", "get", "secrets", home, "bgp-password", false},
+		{"controller", "list", "secrets", home, "", false},
+		{"controller", "create", "secrets", other, "", false},
+		{"controller", "update", "leases.coordination.k8s.io", home, "clarion-controller", true},
+		{"controller", "update", "leases.coordination.k8s.io", "kube-system", "kube-scheduler", false},
+		{"controller", "patch", "nodes", "", "node1", false},
+		{"controller", "list", "pods", other, "", false},
+		{"speaker", "list", "endpointslices.discovery.k8s.io", other, "", true},
+		{"speaker", "patch", "services/status", other, "web", false},
+		{"speaker", "patch", "ipaddresspools.clarionlb.io/status", "", "lan", false},
+		{"speaker", "patch", "speakers.clarionlb.io/status", "", "node1", true},
+		{"speaker", "delete", "speakers.clarionlb.io", "", "node1", false},
+		{"speaker", "watch", "secrets", home, "", true},
+		{"speaker", "get", "secrets", other, "password", false},
+		{"speaker", "create", "secrets", home, "", false},
+		{"speaker", "patch", "nodes", "", "node1", false},
+	} {
+		resource, sub, _ := strings.Cut(row.resource, "/")
+		resource, group, _ := strings.Cut(resource, ".")
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User:   "system:serviceaccount:" + home + ":" + row.who,
+			Groups: []string{"system:serviceaccounts", "system:serviceaccounts:" + home, "system:authenticated"},
+			ResourceAttributes: &authorizationv1.ResourceAttributes{
+				Verb: row.verb, Group: group, Resource: resource, Subresource: sub, Namespace: row.namespace, Name: row.name},
+		}}
+		if err := api.Create(t.Context(), review); err != nil {
+			t.Fatal(err)
+		}
+		if review.Status.Allowed != row.want {
+			t.Errorf("%s may %s %s %q in %q: %t, want %t (%s)", row.who, row.verb, row.resource, row.name, row.namespace,
+				review.Status.Allowed, row.want, review.Status.Reason)
+		}
+	}
+}
+
+// A speaker in a pod writes the Speaker of its own node and of no other.
+func TestSpeakerWritesItsOwnObjectOnly(t *testing.T) {
+	inPod := rest.CopyConfig(config)
+	inPod.Impersonate = rest.ImpersonationConfig{
+		UserName: "system:serviceaccount:clarion-system:speaker",
+		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:clarion-system", "system:authenticated"},
+		Extra:    map[string][]string{"authentication.kubernetes.io/node-name": {"node1"}},
+	}
+	c, err := newClient(inPod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	speaker := func(node string) *v1beta1.Speaker {
+		return &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: node}}
+	}
+	own, foreign := speaker("node1"), speaker("node2")
+	if err := api.Create(t.Context(), foreign); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := api.DeleteAllOf(context.Background(), &v1beta1.Speaker{}); err != nil {
+			t.Error(err)
+		}
+	})
+
+	// The API server takes a moment to put a new policy into force.
+	const want = "a speaker writes the Speaker of its own node only, which is node1"
+	err = lab.Eventually(t.Context(), 20*time.Second, func() error {
+		err := c.Create(t.Context(), speaker("node3"), client.DryRunAll)
+		if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+			return fmt.Errorf("create another: error %v, want %q", err, want)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign.Status = v1beta1.SpeakerStatus{Version: "v1"}
+	if err := c.Status().Update(t.Context(), foreign); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+		t.Errorf("write another's status: error %v, want %q", err, want)
+	}
+	if err := c.Create(t.Context(), own); err != nil {
+		t.Errorf("create its own: %v", err)
+	}
+	own.Status = v1beta1.SpeakerStatus{Version: "v1"}
+	if err := c.Status().Update(t.Context(), own); err != nil {
+		t.Errorf("write its own status: %v", err)
+	}
+}

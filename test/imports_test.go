@@ -1,0 +1,72 @@
+// Package test holds checks of the project as a whole.
+package test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/clarionlb/clarion/"
+
+// What the architecture says packages must not know. A package ending in "/" stands for everything below it.
+var kubernetes = []string{"k8s.io/", "sigs.k8s.io/"}
+
+// Pure packages do no I/O: the network, processes, logs and clients of the API server are out of their reach.
+var impure = []string{
+	"net/http", "os/exec", "log/slog", "k8s.io/client-go/", "sigs.k8s.io/controller-runtime/pkg/client",
+	"github.com/osrg/", "github.com/mdlayher/", "github.com/hashicorp/", "github.com/vishvananda/",
+}
+
+func TestImports(t *testing.T) {
+	for _, tt := range []struct {
+		pkg       string
+		forbidden []string
+	}{
+		{"speaker/layer2", kubernetes},
+		{"speaker/members", kubernetes},
+		{"speaker/bgp", kubernetes},
+		{"speaker/bfd", append(kubernetes, "github.com/osrg/")},
+		{"speaker/route", append(impure, kubernetes...)},
+		{"speaker/announce", impure},
+		{"controller/ipam", impure},
+		{"internal/pool", impure},
+		{"internal/config", impure},
+		{"controller", []string{"github.com/osrg/", "github.com/mdlayher/", "github.com/hashicorp/memberlist"}},
+	} {
+		for _, dep := range deps(t, module+tt.pkg) {
+			for _, f := range tt.forbidden {
+				if dep == f || strings.HasSuffix(f, "/") && strings.HasPrefix(dep, f) {
+					t.Errorf("%s must not know %s", tt.pkg, dep)
+				}
+			}
+		}
+	}
+}
+
+// deps are the packages that a package is built from. Some packages that hold Kubernetes' types reach for the network
+// or a logger themselves; what they import is their own affair.
+func deps(t *testing.T, pkg string) []string {
+	t.Helper()
+	var out []string
+	seen := map[string]bool{}
+	var walk func(string)
+	walk = func(p string) {
+		text, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, p).Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", p, err)
+		}
+		for _, dep := range strings.Fields(string(text)) {
+			if seen[dep] {
+				continue
+			}
+			seen[dep] = true
+			out = append(out, dep)
+			if strings.HasPrefix(dep, module) {
+				walk(dep)
+			}
+		}
+	}
+	walk(pkg)
+	return out
+}
