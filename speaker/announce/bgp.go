@@ -1,0 +1,201 @@
+package announce
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/speaker/route"
+)
+
+// Export is a prefix that a node announces to a peer.
+type Export struct {
+	Peer string
+	route.Route
+}
+
+// BGP is the decision about one address, or one range of the cluster, on one node.
+type BGP struct {
+	// Exports are the prefixes to announce, a peer each, sorted. Prefixes of several addresses that aggregate to one
+	// are merged by Merge.
+	Exports []Export
+	// Advertised says that a BGPAdvertisement announces the address.
+	Advertised bool
+	// Why says why nothing is announced, or "" when something is.
+	Why string
+}
+
+// ForBGP decides what a node announces to its peers for one address.
+func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
+	var d BGP
+	me := v.Nodes[node]
+	if me == nil {
+		d.Why = fmt.Sprintf("there is no node %q", node)
+		return d
+	}
+	d.Why = "no BGPAdvertisement announces it"
+	byPeer := map[peerPrefix]route.Attrs{}
+	for i := range v.Config.BGP {
+		ad := &v.Config.BGP[i]
+		mine := v.admitted(ad, addr, claims)
+		if len(mine) == 0 {
+			continue
+		}
+		d.Advertised = true
+		if why := v.mayExport(me, ad, func(n *Node) string { return n.cannot(addr, mine) }); why != "" {
+			d.Why = why
+			continue
+		}
+		attrs := ad.Attrs
+		if ad.Weighted {
+			attrs.Bandwidth = bandwidth(node, addr, mine)
+		}
+		v.export(byPeer, me, ad, ad.Aggregate(addr), attrs, &d.Why)
+	}
+	d.Exports = sortExports(byPeer)
+	if len(d.Exports) > 0 {
+		d.Why = ""
+	}
+	return d
+}
+
+// ForRange decides what a node announces to its peers for a range of the cluster: a ServiceCIDR, which every node can
+// serve, or, with t PodCIDR, a range of the node's own.
+func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType) BGP {
+	var d BGP
+	me := v.Nodes[node]
+	if me == nil {
+		d.Why = fmt.Sprintf("there is no node %q", node)
+		return d
+	}
+	d.Why = "no BGPAdvertisement announces it"
+	byPeer := map[peerPrefix]route.Attrs{}
+	for i := range v.Config.BGP {
+		ad := &v.Config.BGP[i]
+		if !ad.Types[t] {
+			continue
+		}
+		d.Advertised = true
+		why := ""
+		if t == v1beta1.AddressPodCIDR {
+			if !ad.Nodes.Match(me.Labels) {
+				why = "no BGPAdvertisement selects the node"
+			}
+		} else {
+			why = v.mayExport(me, ad, func(n *Node) string { return n.Excluded })
+		}
+		if why != "" {
+			d.Why = why
+			continue
+		}
+		v.export(byPeer, me, ad, prefix, ad.Attrs, &d.Why)
+	}
+	d.Exports = sortExports(byPeer)
+	if len(d.Exports) > 0 {
+		d.Why = ""
+	}
+	return d
+}
+
+// admitted are the claims on an address that an advertisement announces.
+func (v *View) admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) []Claim {
+	var out []Claim
+	for _, c := range claims {
+		if ad.Types[c.Type] && ad.Services.Match(c.Service.Labels) &&
+			(c.Type != v1beta1.AddressLoadBalancerIP || ad.Pools.Has(v.PoolOf(addr))) {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// mayExport says why a node may not announce what an advertisement announces, "" when it may. cannot says why a node
+// cannot serve it at all. A gated node may not while a fellow without a gate can; gates never withdraw the last route.
+func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Node) string) string {
+	if !ad.Nodes.Match(me.Labels) {
+		return "no BGPAdvertisement selects the node"
+	}
+	if why := cannot(me); why != "" {
+		return why
+	}
+	if me.Gate == "" {
+		return ""
+	}
+	for _, n := range v.Nodes {
+		if n != me && n.Alive && n.Gate == "" && ad.Nodes.Match(n.Labels) && cannot(n) == "" {
+			return me.Gate
+		}
+	}
+	return ""
+}
+
+type peerPrefix struct {
+	peer   string
+	prefix netip.Prefix
+}
+
+// export adds a prefix for every peer of the advertisement that the node has a session with.
+func (v *View) export(to map[peerPrefix]route.Attrs, me *Node, ad *config.BGPAdvertisement, p netip.Prefix, attrs route.Attrs, why *string) {
+	found := false
+	for i := range v.Config.Peers {
+		peer := &v.Config.Peers[i]
+		if !ad.Peers.Has(peer.Name) || !peer.Nodes.Match(me.Labels) {
+			continue
+		}
+		found = true
+		k := peerPrefix{peer.Name, p}
+		if old, ok := to[k]; ok {
+			to[k] = old.Merge(attrs)
+		} else {
+			to[k] = attrs
+		}
+	}
+	if !found {
+		*why = "no BGPPeer of the BGPAdvertisement selects the node"
+	}
+}
+
+func sortExports(m map[peerPrefix]route.Attrs) []Export {
+	out := make([]Export, 0, len(m))
+	for k, a := range m {
+		out = append(out, Export{k.peer, route.Route{Prefix: k.prefix, Attrs: a}})
+	}
+	slices.SortFunc(out, compareExports)
+	return out
+}
+
+func compareExports(a, b Export) int {
+	return cmp.Or(cmp.Compare(a.Peer, b.Peer), a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+}
+
+// Merge joins the exports of many addresses and ranges to the routes of each peer, sorted, each prefix once.
+func Merge(all [][]Export) map[string][]route.Route {
+	sorted := slices.Concat(all...)
+	slices.SortFunc(sorted, compareExports)
+	out := map[string][]route.Route{}
+	for _, e := range sorted {
+		rs := out[e.Peer]
+		if n := len(rs); n > 0 && rs[n-1].Prefix == e.Prefix {
+			rs[n-1].Attrs = rs[n-1].Attrs.Merge(e.Attrs)
+			continue
+		}
+		out[e.Peer] = append(rs, e.Route)
+	}
+	return out
+}
+
+// bandwidthPerEndpoint is the link bandwidth that one endpoint stands for, in bytes per second: 1 Gbit/s.
+const bandwidthPerEndpoint = 125e6
+
+// bandwidth is the node's weight: in proportion to its ready endpoints. With policy Cluster any node reaches every
+// endpoint, but the endpoints of its own are still the ones it reaches without a hop; a node without one weighs least.
+func bandwidth(node string, addr netip.Addr, claims []Claim) float32 {
+	n := 0
+	for _, c := range claims {
+		n += c.endpoints(addr)[node]
+	}
+	return bandwidthPerEndpoint * float32(max(n, 1))
+}
