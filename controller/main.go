@@ -43,6 +43,7 @@ type options struct {
 	leaderElect  bool
 	metricsAddr  string
 	healthAddr   string
+	pprofAddr    string
 	logLevel     slog.Level
 }
 
@@ -53,6 +54,7 @@ func main() {
 	flag.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding the Lease clarion-controller; needed with more than one replica")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
 	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served; 0: nowhere")
+	flag.StringVar(&o.pprofAddr, "pprof-bind-address", "0", "where /debug/pprof is served; 0: nowhere")
 	flag.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.logLevel}))
@@ -117,6 +119,7 @@ func runOnce(ctx context.Context, o options, restConfig *rest.Config, n *counter
 		Scheme:                 scheme,
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddr},
 		HealthProbeBindAddress: o.healthAddr,
+		PprofBindAddress:       o.pprofAddr,
 		Cache: cache.Options{
 			DefaultTransform: snapshot.Trim,
 			ByObject: map[client.Object]cache.ByObject{

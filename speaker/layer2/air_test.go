@@ -105,7 +105,7 @@ func (a *air) transmit(frame []byte) {
 	}
 }
 
-// since returns what was sent after a moment, and forgets it.
+// take returns what was sent since it was called last.
 func (a *air) take() []airFrame {
 	synctest.Wait()
 	a.mu.Lock()
@@ -199,11 +199,13 @@ func device(name string, index int, m MAC, carrier bool) netlink.Link {
 
 // change tells a station of an interface that came or changed, gone of one that went.
 func (s *station) change(l netlink.Link) {
+	synctest.Wait()
 	s.events.links <- linkUpdate(unix.RTM_NEWLINK, l)
 	synctest.Wait()
 }
 
 func (s *station) gone(l netlink.Link) {
+	synctest.Wait()
 	s.events.links <- linkUpdate(unix.RTM_DELLINK, l)
 	synctest.Wait()
 }

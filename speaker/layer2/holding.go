@@ -279,11 +279,7 @@ func (r *Responder) judge(c heard) {
 		if h.state != Standby {
 			r.become(h, Standby, "held by "+c.claim.MAC.String()+", which ranks before this node", now)
 		}
-		wait := r.pace()
-		if before != Yield {
-			wait = rand.N(wait) // spreads the questions about many addresses
-		}
-		r.plan.set(v.task, now.Add(wait))
+		r.plan.set(v.task, now.Add(r.pace()))
 	case Defend:
 		r.forget(h, v)
 		switch h.state {
@@ -338,10 +334,13 @@ func (r *Responder) defend(h *holding, index int, now time.Time, interval time.D
 	r.declare(h, s)
 }
 
-// pace is the time between two questions about one address to the speaker that holds it, such that one node asks at
-// most 200 a second. A speaker that holds many is found silent as fast as one that holds few: see silent.
+// pace is a time between two questions about one address to the speaker that holds it, such that one node asks at most
+// 200 a second. Those about many addresses spread evenly, so that a speaker that holds many is found silent as fast as
+// one that holds few: see silent.
 func (r *Responder) pace() time.Duration {
-	return max(r.config.PollInterval, time.Duration(r.yields)*5*time.Millisecond)
+	least := r.config.PollInterval
+	mean := max(least, time.Duration(r.yields)*5*time.Millisecond)
+	return least + rand.N(2*(mean-least)+1)
 }
 
 // poll asks a rival whether it still has the address. What it answers is a claim, which ends the waiting.

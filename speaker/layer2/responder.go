@@ -165,7 +165,7 @@ func New(config Config) *Responder {
 		watch:  watchLinks,
 		dial:   dialRaw,
 		wake:   make(chan struct{}, 1),
-		claims: make(chan heard, 256),
+		claims: make(chan heard, 4096),
 		want:   map[netip.Addr]Address{},
 		held:   map[netip.Addr]*holding{},
 		links:  map[int]Link{},
@@ -245,6 +245,9 @@ func (r *Responder) Run(ctx context.Context) error {
 		case <-alarm.C:
 		case h := <-r.claims:
 			r.judge(h)
+			for range len(r.claims) { // a fellow that takes a thousand addresses over says so at once
+				r.judge(<-r.claims)
+			}
 		case u, ok := <-events.links:
 			if ok {
 				events.table.applyLink(u)

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,8 +117,8 @@ func TestAnswers(t *testing.T) {
 func TestLinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAir()
-		changes := 0
-		s := a.station(t, 1, Config{Exclude: []string{"veth*"}, OnLinks: func() { changes++ }})
+		var changes atomic.Int64
+		s := a.station(t, 1, Config{Exclude: []string{"veth*"}, OnLinks: func() { changes.Add(1) }})
 		check := func(what, want string, fresh bool) {
 			t.Helper()
 			if got := s.state(vip4); got != want {
@@ -164,8 +166,8 @@ func TestLinks(t *testing.T) {
 		check("two selections", "Answering bond0 eth0", true)
 		s.change(device("lan", 4, mac(4), true))
 		check("link renamed", "Answering eth0", false)
-		if changes != 10 {
-			t.Errorf("OnLinks called %d times", changes)
+		if n := changes.Load(); n != 10 {
+			t.Errorf("OnLinks called %d times", n)
 		}
 		if links := s.Links(); len(links) != 3 || links[1].Name != "lan" || links[1].MAC != mac(4) || !links[1].Carrier || !links[2].Excluded {
 			t.Errorf("links %+v", links)
@@ -203,9 +205,10 @@ func TestDialFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAir()
 		s := a.station(t, 1, Config{})
-		failing := true
+		var failing atomic.Bool
+		failing.Store(true)
 		s.dial = func(link Link, v6 bool, addrs []netip.Addr) (wire, error) {
-			if failing {
+			if failing.Load() {
 				return nil, errors.New("no such device")
 			}
 			return a.dial(link, v6, addrs)
@@ -214,7 +217,7 @@ func TestDialFails(t *testing.T) {
 		if got := s.state(vip4); got != "Answering" {
 			t.Errorf("%s, want no interface", got)
 		}
-		failing = false
+		failing.Store(false)
 		time.Sleep(time.Second)
 		if got := s.state(vip4); got != "Answering eth0" {
 			t.Errorf("%s", got)
@@ -269,16 +272,15 @@ func TestProbeFindsStranger(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAir()
-			var reports []Conflict
-			s := a.station(t, 1, Config{OnConflict: func(c Conflict) { reports = append(reports, c) }})
+			reports, s := a.reporting(t)
 			s.set(Address{Addr: vip4, Probe: DefaultProbe()})
 			time.Sleep(300 * time.Millisecond)
 			a.transmit(claims())
 			if got := s.state(vip4); got != "Contested" {
 				t.Fatalf("%s: %s", name, got)
 			}
-			if len(reports) != 1 || reports[0].MAC != client || !reports[0].Before || reports[0].Over || reports[0].Interface != "eth0" {
-				t.Errorf("%s: reported %+v", name, reports)
+			if got := reports(); len(got) != 1 || got[0].MAC != client || !got[0].Before || got[0].Over || got[0].Interface != "eth0" {
+				t.Errorf("%s: reported %+v", name, got)
 			}
 			time.Sleep(10 * time.Second)
 			for _, f := range a.take() {
@@ -293,8 +295,8 @@ func TestProbeFindsStranger(t *testing.T) {
 			if got := s.state(vip4); got != "Answering eth0" {
 				t.Errorf("%s: after the stranger went: %s", name, got)
 			}
-			if len(reports) != 2 || !reports[1].Over {
-				t.Errorf("%s: reported %+v", name, reports)
+			if got := reports(); len(got) != 2 || !got[1].Over {
+				t.Errorf("%s: reported %+v", name, got)
 			}
 			s.stop()
 		})
@@ -305,8 +307,7 @@ func TestConflict(t *testing.T) {
 	for _, addr := range bothFamilies {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAir()
-			var reports []Conflict
-			s := a.station(t, 1, Config{Refresh: -1, OnConflict: func(c Conflict) { reports = append(reports, c) }})
+			reports, s := a.reporting(t)
 			s.set(Address{Addr: addr})
 			time.Sleep(10 * time.Second)
 			claim, err := announcement(addr, client)
@@ -332,23 +333,39 @@ func TestConflict(t *testing.T) {
 			if got := s.state(addr); got != "Answering eth0" {
 				t.Errorf("%s: %s, a stranger does not chase us away", addr, got)
 			}
-			if len(reports) != 1 || reports[0].MAC != client || reports[0].Before || reports[0].Over || reports[0].Since.IsZero() {
-				t.Errorf("%s: reported %+v", addr, reports)
+			if got := reports(); len(got) != 1 || got[0].MAC != client || got[0].Before || got[0].Over || got[0].Since.IsZero() {
+				t.Errorf("%s: reported %+v", addr, got)
 			}
 			time.Sleep(time.Minute)
-			if len(reports) != 2 || !reports[1].Over || len(s.address(addr.String()).Conflicts) != 0 {
-				t.Errorf("%s: reported %+v after the stranger went", addr, reports)
+			if got := reports(); len(got) != 2 || !got[1].Over || len(s.address(addr.String()).Conflicts) != 0 {
+				t.Errorf("%s: reported %+v after the stranger went", addr, got)
 			}
 		})
 	}
+}
+
+// reporting starts a station and returns what it reported of conflicts up to now.
+func (a *air) reporting(t *testing.T) (func() []Conflict, *station) {
+	var mu sync.Mutex
+	var reports []Conflict
+	s := a.station(t, 1, Config{Refresh: -1, OnConflict: func(c Conflict) {
+		mu.Lock()
+		defer mu.Unlock()
+		reports = append(reports, c)
+	}})
+	return func() []Conflict {
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(reports)
+	}, s
 }
 
 // Invented claimants cost a bounded amount.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAir()
-		reports := 0
-		s := a.station(t, 1, Config{OnConflict: func(Conflict) { reports++ }})
+		reports, s := a.reporting(t)
 		s.set(Address{Addr: vip4})
 		for i := range 10_000 {
 			f, err := announcement(vip4, MAC{0x02, 1, 2, 3, byte(i >> 8), byte(i)})
@@ -357,8 +374,8 @@ func TestFlood(t *testing.T) {
 			}
 			a.transmit(f[0])
 		}
-		if got := s.state(vip4); got != "Answering eth0" || reports > maxRivals || len(s.address(vip4.String()).Conflicts) > maxRivals {
-			t.Errorf("%s, %d conflicts reported", got, reports)
+		if got := s.state(vip4); got != "Answering eth0" || len(reports()) > maxRivals || len(s.address(vip4.String()).Conflicts) > maxRivals {
+			t.Errorf("%s, %d conflicts reported", got, len(reports()))
 		}
 	})
 }
@@ -380,9 +397,9 @@ func TestFencing(t *testing.T) {
 				if holder.State != Standby || holder.Holder != mac(1) {
 					t.Errorf("%s, %d first: the worse one is %+v", addr, first, holder)
 				}
-				time.Sleep(time.Hour)
+				time.Sleep(5 * time.Minute)
 				if got := a.ask(addr); !slices.Equal(got, []MAC{mac(1)}) {
-					t.Errorf("%s, %d first: answered by %v an hour later", addr, first, got)
+					t.Errorf("%s, %d first: answered by %v 5 minutes later", addr, first, got)
 				}
 				if n := stations[1].address(addr.String()).Claims; n > 4 {
 					t.Errorf("%s, %d first: the better one heard %d claims", addr, first, n)
@@ -489,7 +506,7 @@ func TestStandbyForMany(t *testing.T) {
 		}
 		one.set(own...)
 		two.set(standby...)
-		time.Sleep(time.Minute)
+		time.Sleep(10 * time.Second)
 		a.take()
 		time.Sleep(10 * time.Second)
 		polls := 0
@@ -515,8 +532,10 @@ func TestStandbyForMany(t *testing.T) {
 func TestReconsider(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAir()
-		verdict := Yield
-		s := a.station(t, 2, Config{Judge: func(Claim) Verdict { return verdict }})
+		var verdict atomic.Int64
+		say := func(v Verdict) { verdict.Store(int64(v)) }
+		say(Yield)
+		s := a.station(t, 2, Config{Judge: func(Claim) Verdict { return Verdict(verdict.Load()) }})
 		s.set(Address{Addr: vip4})
 		claim, err := announcement(vip4, mac(1))
 		if err != nil {
@@ -531,7 +550,7 @@ func TestReconsider(t *testing.T) {
 			t.Errorf("same verdict, same set: %s", got)
 		}
 		for _, next := range []Verdict{Defend, Stranger, Ignore} {
-			verdict = next
+			say(next)
 			s.set(Address{Addr: vip4})
 			if got := s.state(vip4); got != "Answering eth0" {
 				t.Errorf("verdict %d: %s", next, got)
@@ -539,7 +558,8 @@ func TestReconsider(t *testing.T) {
 			if c := s.address(vip4.String()).Conflicts; len(c) > 0 {
 				t.Errorf("verdict %d: a fellow that went is taken for a stranger: %+v", next, c)
 			}
-			verdict = Yield
+			say(Yield)
+			time.Sleep(10 * time.Millisecond)
 			a.transmit(claim[0])
 			if got := s.state(vip4); got != "Standby" {
 				t.Fatalf("%s", got)
@@ -552,15 +572,15 @@ func TestReconsider(t *testing.T) {
 func TestHandover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAir()
-		draining := false
+		var draining atomic.Bool
 		one := a.station(t, 1, Config{Judge: func(c Claim) Verdict {
-			if draining {
+			if draining.Load() {
 				return Yield
 			}
 			return Defend
 		}})
 		two := a.station(t, 2, Config{Judge: func(c Claim) Verdict {
-			if draining {
+			if draining.Load() {
 				return Defend
 			}
 			return Yield
@@ -568,7 +588,7 @@ func TestHandover(t *testing.T) {
 		one.set(Address{Addr: vip4})
 		two.set(Address{Addr: vip4, Standby: true})
 		time.Sleep(time.Minute)
-		draining = true
+		draining.Store(true)
 		one.set(Address{Addr: vip4})
 		if got := a.ask(vip4); !slices.Equal(got, []MAC{mac(1)}) {
 			t.Errorf("before the new one announces: answered by %v", got)

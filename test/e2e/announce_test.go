@@ -1,15 +1,14 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
@@ -144,7 +143,11 @@ func TestNoReadyEndpointNoRoute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pod.Kill(t.Context())
+	t.Cleanup(func() {
+		if err := pod.Delete(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
 	svc := service(t, "lonely", func(svc *corev1.Service) {
 		routed(svc)
 		svc.Spec.Selector = map[string]string{"app": "lonely"}
@@ -228,23 +231,4 @@ func TestPoolsAndFamilies(t *testing.T) {
 			t.Errorf("the other Service: %v", r.Err)
 		}
 	}
-}
-
-// endpoints waits until a Service has n ready endpoints.
-func endpoints(t *testing.T, svc *corev1.Service, n int) {
-	t.Helper()
-	eventually(t, func() error {
-		var list discoveryv1.EndpointSliceList
-		if err := cluster.Client().List(t.Context(), &list, client.InNamespace(svc.Namespace), client.MatchingLabels{discoveryv1.LabelServiceName: svc.Name}); err != nil {
-			return err
-		}
-		ready := 0
-		for _, es := range list.Items {
-			ready += len(slices.DeleteFunc(es.Endpoints, func(e discoveryv1.Endpoint) bool { return !ptr.Deref(e.Conditions.Ready, true) }))
-		}
-		if ready != n {
-			return fmt.Errorf("%s has %d ready endpoints, want %d", svc.Name, ready, n)
-		}
-		return nil
-	})
 }
