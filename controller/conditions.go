@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -36,6 +37,7 @@ const (
 type conditions struct {
 	client   client.Client
 	cache    cache.Cache
+	events   events.EventRecorder
 	log      *slog.Logger
 	snapshot *snapshot.Snapshot
 	wake     chan struct{}
@@ -48,7 +50,7 @@ type conditions struct {
 // setupConditions adds the writer to the manager. Its snapshot is kept on standbys too; only the leader writes.
 func setupConditions(mgr manager.Manager, defaultClass bool, log *slog.Logger) error {
 	c := &conditions{
-		client: mgr.GetClient(), cache: mgr.GetCache(), log: log, snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
+		client: mgr.GetClient(), cache: mgr.GetCache(), events: mgr.GetEventRecorder("clarion-controller"), log: log, snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
 		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
 	}
 	ctx := context.Background() // informers run until the manager's cache ends
@@ -135,6 +137,7 @@ func (c *conditions) Start(ctx context.Context) error {
 type change struct {
 	object client.Object
 	patch  client.Patch
+	event  func() // to be recorded when it is written; nil: none
 }
 
 // write makes conditions what they should be. What cannot be written now is looked at again later and delays nothing.
@@ -147,6 +150,9 @@ func (c *conditions) write(ctx context.Context) (failed bool) {
 	for _, ch := range changes {
 		err := c.client.Status().Patch(ctx, ch.object, ch.patch)
 		if err == nil || apierrors.IsNotFound(err) {
+			if err == nil && ch.event != nil {
+				ch.event()
+			}
 			continue
 		}
 		failed = true
@@ -220,7 +226,35 @@ func (c *conditions) service(ctx context.Context, key string) (*change, error) {
 	if equality.Semantic.DeepEqual(svc.Status.Conditions, next.Status.Conditions) {
 		return nil, nil
 	}
-	return &change{next, client.StrategicMergeFrom(svc)}, nil
+	ch := &change{object: next, patch: client.StrategicMergeFrom(svc)}
+	if now := meta.FindStatusCondition(next.Status.Conditions, v1beta1.ConditionAnnounced); now != nil {
+		ch.event = c.announcedEvent(svc, old, now)
+	}
+	return ch, nil
+}
+
+// maxNote is what the API server takes as the text of an event.
+const maxNote = 1024
+
+// announcedEvent is the event to go with a change of the condition Announced: one when nobody announces a Service, or
+// for another reason than before, and one when it is announced again.
+func (c *conditions) announcedEvent(svc *corev1.Service, old, now *metav1.Condition) func() {
+	troubled := func(x *metav1.Condition) bool {
+		return x != nil && x.Status == metav1.ConditionFalse && x.Reason != reasonPending
+	}
+	typ, action := corev1.EventTypeNormal, "Announce"
+	switch {
+	case troubled(now) && (!troubled(old) || old.Reason != now.Reason):
+		typ = corev1.EventTypeWarning
+	case now.Status == metav1.ConditionTrue && troubled(old):
+	default:
+		return nil
+	}
+	message := now.Message
+	if len(message) > maxNote {
+		message = message[:maxNote]
+	}
+	return func() { c.events.Eventf(svc, nil, typ, now.Reason, action, "%s", message) }
 }
 
 // objects are the changes of the configuration objects' statuses.
@@ -253,6 +287,7 @@ func (c *conditions) objects(ctx context.Context) ([]change, error) {
 		}
 		return metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "in use as written"}
 	}
+	meetings := c.snapshot.Meetings()
 
 	var out []change
 	var l2 v1beta1.L2AdvertisementList
@@ -271,7 +306,9 @@ func (c *conditions) objects(ctx context.Context) ([]change, error) {
 	}
 	for i := range bgp.Items {
 		o := &bgp.Items[i]
-		out = appendStatus(out, o, &o.Status.Conditions, nil, ready("BGPAdvertisement", o.Name))
+		cond := ready("BGPAdvertisement", o.Name)
+		cond.Message = strings.Join(append([]string{cond.Message}, meetings[o.Name]...), "; ")
+		out = appendStatus(out, o, &o.Status.Conditions, nil, cond)
 	}
 	for i := range comms.Items {
 		o := &comms.Items[i]
@@ -304,7 +341,7 @@ func appendStatus(to []change, o client.Object, conds *[]metav1.Condition, edit 
 	if equality.Semantic.DeepEqual(old, o) {
 		return to
 	}
-	return append(to, change{o, client.MergeFrom(old)})
+	return append(to, change{object: o, patch: client.MergeFrom(old)})
 }
 
 // sessions counts the nodes that should have a session with a peer, and those that have.

@@ -62,7 +62,7 @@ func main() {
 	klog.SetLogger(logr.FromSlogHandler(log.Handler()))
 	slog.SetDefault(log)
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // most of the heap is caches that live long
+		debug.SetGCPercent(25) // most of the heap is caches that live long
 	}
 	if err := run(ctrl.SetupSignalHandler(), o, log); err != nil {
 		log.Error("controller ends", "error", err)

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -126,7 +127,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), log)
+	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), mgr.GetEventRecorder("clarion-speaker"), log)
 	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view}); err != nil {
 		return err
 	}
@@ -167,7 +168,7 @@ type speaker struct {
 }
 
 // newSpeaker makes the parts, inert.
-func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, log *slog.Logger) *speaker {
+func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, events events.EventRecorder, log *slog.Logger) *speaker {
 	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log})}
 	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
 	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
@@ -180,7 +181,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 		s.status.poke()
 	}
 	s.fellows.joined = s.reconciler.setJoined
-	s.status = newStatus(c, log)
+	s.status = newStatus(c, events, log)
 	s.layer2 = layer2.New(layer2.Config{
 		Log: log, OnLinks: func() { s.fellows.setLinks(s.layer2.Links()) }, OnChange: s.status.poke,
 		OnConflict: func(layer2.Conflict) { s.status.poke() }, Judge: s.judge,

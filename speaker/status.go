@@ -8,10 +8,12 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
@@ -36,13 +38,15 @@ type status struct {
 	layer2     *layer2.Responder
 	bgp        *bgp.Speaker
 	members    func() members.View
+	events     events.EventRecorder
 	wake       chan struct{}
 
-	written *v1beta1.Speaker // as last written or read
+	written  *v1beta1.Speaker             // as last written or read
+	sessions map[string]bgp.SessionStatus // as last looked at
 }
 
-func newStatus(c client.Client, log *slog.Logger) *status {
-	return &status{client: c, version: version(), log: log, wake: make(chan struct{}, 1)}
+func newStatus(c client.Client, events events.EventRecorder, log *slog.Logger) *status {
+	return &status{client: c, version: version(), events: events, log: log, wake: make(chan struct{}, 1)}
 }
 
 // poke says that something may have changed.
@@ -66,6 +70,7 @@ func (s *status) run(ctx context.Context) {
 			}
 		case <-due:
 			due = nil
+			s.sessionEvents()
 			if err := s.write(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot write the Speaker object", "error", err)
 				s.written = nil
@@ -165,6 +170,29 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 	out.Conditions = []metav1.Condition{ready}
 	return out, node
+}
+
+// sessionEvents records an event on the BGPPeer of every session that went up or down since the last look.
+func (s *status) sessionEvents() {
+	now := map[string]bgp.SessionStatus{}
+	for _, ses := range s.bgp.Status() {
+		now[ses.Peer] = ses
+		old, known := s.sessions[ses.Peer]
+		s.reconciler.snapshot.Lock()
+		peer := s.reconciler.snapshot.BGPPeer(ses.Peer)
+		s.reconciler.snapshot.Unlock()
+		if peer == nil {
+			continue
+		}
+		// A session that went down and up again between two looks was down all the same.
+		if known && old.State == bgp.Established && (ses.State != bgp.Established || ses.Ups > old.Ups) {
+			s.events.Eventf(peer, nil, corev1.EventTypeWarning, "SessionDown", "Peer", "node %s: the session with %s is down: %s", s.reconciler.node, old.Address, ses.LastError)
+		}
+		if ses.State == bgp.Established && (!known || ses.Ups > old.Ups) {
+			s.events.Eventf(peer, nil, corev1.EventTypeNormal, "SessionUp", "Peer", "node %s: the session with %s is up", s.reconciler.node, ses.Address)
+		}
+	}
+	s.sessions = now
 }
 
 // sessionStatus is a BGP session as the API shows it.

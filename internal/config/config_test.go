@@ -130,3 +130,45 @@ func TestSelectors(t *testing.T) {
 		}
 	}
 }
+
+// Advertisements that may meet on a prefix say so, and what the routes then carry; others do not.
+func TestMeetings(t *testing.T) {
+	ad := func(name string, edit func(*v1beta1.BGPAdvertisementSpec)) *v1beta1.BGPAdvertisement {
+		a := named(&v1beta1.BGPAdvertisement{}, name)
+		edit(&a.Spec)
+		return a
+	}
+	cfg, _ := Parse(Objects{
+		Pools:    []*v1beta1.IPAddressPool{named(&v1beta1.IPAddressPool{}, "lan"), named(&v1beta1.IPAddressPool{}, "wan")},
+		BGPPeers: []*v1beta1.BGPPeer{named(&v1beta1.BGPPeer{}, "tor1"), named(&v1beta1.BGPPeer{}, "tor2")},
+		BGPAdvertisements: []*v1beta1.BGPAdvertisement{
+			ad("all", func(s *v1beta1.BGPAdvertisementSpec) {
+				s.MED = ptr(int64(9))
+				s.Communities = []v1beta1.CommunityReference{"1:1"}
+			}),
+			ad("lan", func(s *v1beta1.BGPAdvertisementSpec) { s.IPAddressPools = []string{"lan"}; s.MED = ptr(int64(5)) }),
+			ad("wan-tor2", func(s *v1beta1.BGPAdvertisementSpec) {
+				s.IPAddressPools, s.Peers, s.MED = []string{"wan"}, []string{"tor2"}, ptr(int64(9))
+				s.Communities, s.Weighted = []v1beta1.CommunityReference{"1:1"}, true
+			}),
+			ad("summary", func(s *v1beta1.BGPAdvertisementSpec) {
+				s.AggregationLength, s.AggregationLengthV6 = ptr(int32(24)), ptr(int32(64))
+			}),
+			ad("range", func(s *v1beta1.BGPAdvertisementSpec) {
+				s.AddressTypes = []v1beta1.AddressType{v1beta1.AddressServiceCIDR}
+			}),
+		},
+	})
+	got := cfg.Meetings([]string{"lan", "wan"}, []string{"tor1", "tor2"})
+	want := map[string][]string{
+		"all": {
+			`BGPAdvertisement "lan" announces the same prefixes to the same peers with other attributes: the routes carry the communities of both [1:1], the lowest MED 5`,
+			`BGPAdvertisement "wan-tor2" announces the same prefixes to the same peers, and only one of the two is weighted: routers ignore weights when a path has none`,
+		},
+		"lan":      {`BGPAdvertisement "all" announces the same prefixes to the same peers with other attributes: the routes carry the communities of both [1:1], the lowest MED 5`},
+		"wan-tor2": {`BGPAdvertisement "all" announces the same prefixes to the same peers, and only one of the two is weighted: routers ignore weights when a path has none`},
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got:\n%v\nwant:\n%v", got, want)
+	}
+}

@@ -147,8 +147,16 @@ func (s *Snapshot) View() *announce.View { return &s.view }
 // Problems are those of the configuration objects as of the last Changes.
 func (s *Snapshot) Problems() []config.Problem { return s.problems }
 
+// Meetings says of every BGPAdvertisement which others it meets on a prefix: see config.Config.Meetings.
+func (s *Snapshot) Meetings() map[string][]string {
+	return s.view.Config.Meetings(slices.Sorted(maps.Keys(s.objects.pools)), slices.Sorted(maps.Keys(s.objects.peers)))
+}
+
 // Node is what is known of a node, nil if nothing is.
 func (s *Snapshot) Node(name string) *Node { return s.nodes[name] }
+
+// BGPPeer is the object of that name, nil if there is none. It must not be changed.
+func (s *Snapshot) BGPPeer(name string) *v1beta1.BGPPeer { return s.objects.peers[name] }
 
 // ServiceCIDRs are the ranges that the ClusterIPs of the cluster are in, sorted.
 func (s *Snapshot) ServiceCIDRs() []netip.Prefix {

@@ -46,6 +46,9 @@ type Node struct {
 	// Gate says why the node should not attract traffic while others can ("" if it may): its Service proxy is
 	// unhealthy, or it is being drained. Gates never empty the set of candidates.
 	Gate string
+	// Draining says that Gate is a planned move: the node's routes are first made the last choice of routers, by
+	// GRACEFUL_SHUTDOWN (RFC 8326) and the highest MED, and withdrawn only when Drained says that time is up.
+	Draining, Drained bool
 }
 
 // Link is an interface that addresses can be announced on.

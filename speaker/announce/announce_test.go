@@ -129,6 +129,8 @@ func (c *testCase) fact(t *testing.T, line string, pools map[string]netip.Prefix
 	case "node":
 		_, dead := opts["dead"]
 		n := &Node{Name: words[1], Labels: labelSet(), Alive: !dead, Gate: opts["gate"], Excluded: opts["excluded"]}
+		_, n.Draining = opts["draining"]
+		_, n.Drained = opts["drained"]
 		if l, ok := opts["links"]; ok {
 			n.Links = []Link{}
 			for _, name := range strings.FieldsFunc(l, func(r rune) bool { return r == ',' }) {

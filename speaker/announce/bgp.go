@@ -3,6 +3,7 @@ package announce
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -53,7 +54,7 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 		if ad.Weighted {
 			attrs.Bandwidth = bandwidth(node, addr, mine)
 		}
-		v.export(byPeer, me, ad, ad.Aggregate(addr), attrs, &d.Why)
+		v.export(byPeer, me, ad, ad.Aggregate(addr), me.lastChoice(attrs), &d.Why)
 	}
 	d.Exports = sortExports(byPeer)
 	if len(d.Exports) > 0 {
@@ -91,7 +92,7 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 			d.Why = why
 			continue
 		}
-		v.export(byPeer, me, ad, prefix, ad.Attrs, &d.Why)
+		v.export(byPeer, me, ad, prefix, me.lastChoice(ad.Attrs), &d.Why)
 	}
 	d.Exports = sortExports(byPeer)
 	if len(d.Exports) > 0 {
@@ -121,7 +122,7 @@ func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Nod
 	if why := cannot(me); why != "" {
 		return why
 	}
-	if me.Gate == "" {
+	if me.Gate == "" || me.Draining && !me.Drained {
 		return ""
 	}
 	for _, n := range v.Nodes {
@@ -130,6 +131,17 @@ func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Nod
 		}
 	}
 	return ""
+}
+
+// lastChoice are the attributes of a draining node's routes: routers use them only where there are no others.
+func (n *Node) lastChoice(a route.Attrs) route.Attrs {
+	if !n.Draining {
+		return a
+	}
+	most := uint32(math.MaxUint32)
+	a = a.Merge(route.Attrs{Communities: []route.Community{route.GracefulShutdown}})
+	a.MED = &most
+	return a
 }
 
 type peerPrefix struct {
@@ -187,15 +199,16 @@ func Merge(all [][]Export) map[string][]route.Route {
 	return out
 }
 
-// bandwidthPerEndpoint is the link bandwidth that one endpoint stands for, in bytes per second: 1 Gbit/s.
-const bandwidthPerEndpoint = 125e6
+// bandwidthUnit is the link bandwidth that one endpoint stands for, in bytes per second: 1 Gbit/s.
+const bandwidthUnit = 125e6
 
-// bandwidth is the node's weight: in proportion to its ready endpoints. With policy Cluster any node reaches every
-// endpoint, but the endpoints of its own are still the ones it reaches without a hop; a node without one weighs least.
+// bandwidth is the node's weight: in proportion to its own usable endpoints, in steps of powers of two, so that not
+// every new endpoint moves flows. With policy Cluster a node without one still takes part, with the least weight.
 func bandwidth(node string, addr netip.Addr, claims []Claim) float32 {
 	n := 0
 	for _, c := range claims {
 		n += c.endpoints(addr)[node]
 	}
-	return bandwidthPerEndpoint * float32(max(n, 1))
+	step := math.Round(math.Log2(float64(max(n, 1))))
+	return float32(bandwidthUnit * math.Exp2(step))
 }

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const module = "module github.com/clarionlb/clarion"
+const clarionModule = "module github.com/clarionlb/clarion"
 
 // repoRoot finds Clarion's repository from the working folder upwards.
 func repoRoot() (string, error) {
@@ -31,7 +31,7 @@ func repoRoot() (string, error) {
 	for dir := wd; ; dir = filepath.Dir(dir) {
 		b, err := os.ReadFile(filepath.Join(dir, "go.mod"))
 		if err == nil {
-			if first, _, _ := strings.Cut(string(b), "\n"); first == module {
+			if first, _, _ := strings.Cut(string(b), "\n"); first == clarionModule {
 				return dir, nil
 			}
 		}
@@ -47,20 +47,47 @@ const kubeVersion = "v1.36.3"
 
 var kubePrograms = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy", "kubectl"}
 
-// buildKube returns the folder with the Kubernetes programs, built first if it is missing. Labs that start at the same
-// time wait for the one that builds.
+// buildKube returns the folder with the Kubernetes programs, built first if it is missing.
 func buildKube(ctx context.Context, root string, pr *progress) (string, error) {
-	kube := filepath.Join(root, "test", "lab", "kube")
-	ldflags := "-s -w -X k8s.io/component-base/version.gitVersion=" + kubeVersion
+	packages := []string{"./etcd"}
+	for _, p := range kubePrograms[1:] {
+		packages = append(packages, "k8s.io/kubernetes/cmd/"+p)
+	}
+	return buildModule(ctx, filepath.Join(root, "test", "lab", "kube"), pr, module{
+		files:   []string{"go.mod", "go.sum", "tools.go", "etcd/main.go"},
+		ldflags: "-s -w -X k8s.io/component-base/version.gitVersion=" + kubeVersion, packages: packages,
+		what: strings.Join(kubePrograms, ", "), usually: "five minutes on two cores, less with a warm build cache",
+	})
+}
+
+// buildCoreDNS returns the folder with CoreDNS, built first if it is missing.
+func buildCoreDNS(ctx context.Context, root string, pr *progress) (string, error) {
+	return buildModule(ctx, filepath.Join(root, "test", "lab", "coredns"), pr, module{
+		files: []string{"go.mod", "go.sum", "main.go"}, ldflags: "-s -w", packages: []string{"."},
+		what: "coredns", usually: "a minute on two cores",
+	})
+}
+
+// module is what to build in a Go module other than Clarion's own.
+type module struct {
+	files         []string // what the result depends on, beside the Go version
+	ldflags       string
+	packages      []string
+	what, usually string // for people: its name, and how long it takes
+}
+
+// buildModule returns the folder with a module's programs, built first if it is missing. Labs that start at the same
+// time wait for the one that builds.
+func buildModule(ctx context.Context, from string, pr *progress, m module) (string, error) {
 	sum := sha256.New()
-	for _, f := range []string{"go.mod", "go.sum", "tools.go", "etcd/main.go"} {
-		b, err := os.ReadFile(filepath.Join(kube, f))
+	for _, f := range m.files {
+		b, err := os.ReadFile(filepath.Join(from, f))
 		if err != nil {
 			return "", err
 		}
 		sum.Write(b)
 	}
-	io.WriteString(sum, ldflags+runtime.Version())
+	io.WriteString(sum, m.ldflags+runtime.Version())
 	cache, err := cacheDir()
 	if err != nil {
 		return "", err
@@ -84,20 +111,16 @@ func buildKube(ctx context.Context, root string, pr *progress) (string, error) {
 	if err := os.RemoveAll(tmp); err != nil {
 		return "", err
 	}
-	args := []string{"build", "-C", kube, "-v", "-trimpath", "-ldflags=" + ldflags, "-o", tmp + "/", "./etcd"}
-	for _, p := range kubePrograms[1:] {
-		args = append(args, "k8s.io/kubernetes/cmd/"+p)
-	}
+	args := append([]string{"build", "-C", from, "-v", "-trimpath", "-ldflags=" + m.ldflags, "-o", tmp + "/"}, m.packages...)
 	cmd := exec.CommandContext(ctx, "go", args...)
 	var n countLines
 	cmd.Stderr = &n
-	done := pr.long("building "+strings.Join(kubePrograms, ", ")+" from their Go modules, once",
-		"five minutes on two cores, less with a warm build cache",
+	done := pr.long("building "+m.what+" from its Go module, once", m.usually,
 		func() string { return fmt.Sprintf("%d packages compiled", n.lines.Load()) })
 	err = cmd.Run()
 	done()
 	if err != nil {
-		return "", fmt.Errorf("build Kubernetes: %w\n%s", err, n.tail())
+		return "", fmt.Errorf("build %s: %w\n%s", m.what, err, n.tail())
 	}
 	return dir, os.Rename(tmp, dir)
 }
@@ -209,7 +232,14 @@ var depends = []struct {
 	{"/usr/bin/ping", "iputils-ping", true},
 	{"/usr/bin/tcpdump", "tcpdump", true},
 	{"/usr/bin/ndisc6", "ndisc6", true},
+	{"/usr/bin/dig", "bind9-dnsutils", true},
+	{"/usr/sbin/nginx", "nginx", true},
+	{"/usr/sbin/haproxy", "haproxy", true},
 }
+
+// services are those that a package of depends brings along and Debian starts. The lab runs the programs itself, in
+// its namespaces.
+var services = map[string]string{"frr": "frr", "bird2": "bird", "nginx": "nginx", "haproxy": "haproxy"}
 
 // missing lists the Debian packages whose programs are not there.
 func missing(network bool) []string {
@@ -239,7 +269,8 @@ func checkDeps(network bool) error {
 	return nil
 }
 
-// Deps installs the Debian packages that the lab needs and this machine lacks. Without root it only names them, in its error.
+// Deps installs the Debian packages that the lab needs and this machine lacks. Services that come with them are neither
+// started nor enabled. Without root it only names the packages, in its error.
 func Deps(ctx context.Context, w io.Writer) error {
 	m := missing(true)
 	if len(m) == 0 {
@@ -249,13 +280,39 @@ func Deps(ctx context.Context, w io.Writer) error {
 		return errors.New("missing Debian packages, install them as root: apt-get install " + strings.Join(m, " "))
 	}
 	fmt.Fprintln(w, "installing", strings.Join(m, " "))
-	for _, args := range [][]string{{"update", "-q"}, append([]string{"install", "-y", "-q", "--no-install-recommends"}, m...)} {
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
+	undo, err := forbidServices("/usr/sbin/policy-rc.d")
+	if err != nil {
+		return err
+	}
+	defer undo()
+	commands := [][]string{{"apt-get", "update", "-q"},
+		append([]string{"apt-get", "install", "-y", "-q", "--no-install-recommends"}, m...)}
+	for _, pkg := range m {
+		if s := services[pkg]; s != "" {
+			commands = append(commands, []string{"update-rc.d", s, "disable"})
+		}
+	}
+	for _, args := range commands {
+		cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 		cmd.Stdout, cmd.Stderr = w, w
 		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("apt-get %s: %w", args[0], err)
+			return fmt.Errorf("%s: %w", strings.Join(args, " "), err)
 		}
 	}
 	return nil
+}
+
+// forbidServices has Debian's packages start no service while they are installed: they ask the program at path, whose
+// exit code 101 means no. One that is there already stays.
+func forbidServices(path string) (undo func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if errors.Is(err, os.ErrExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.WriteString("#!/bin/sh\nexit 101\n")
+	return func() { os.Remove(path) }, errors.Join(err, f.Close())
 }
