@@ -50,6 +50,7 @@ type options struct {
 	node, namespace string
 	defaultClass    bool
 	proxyHealthURL  string
+	drainTime       time.Duration
 	membersPort     int
 	membersProfile  string
 	metricsAddr     string
@@ -63,6 +64,7 @@ func main() {
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Secrets (default $POD_NAMESPACE)")
 	flag.BoolVar(&o.defaultClass, "default-class", true, "announce Services of type LoadBalancer without a loadBalancerClass too; as for the controller")
 	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
+	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
 	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
@@ -171,6 +173,7 @@ type speaker struct {
 func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, events events.EventRecorder, log *slog.Logger) *speaker {
 	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log})}
 	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
+	s.reconciler.drainTime = o.drainTime
 	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
 	s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
 	s.fellows.changed = func(alive map[string]snapshot.Fellow) {

@@ -32,6 +32,7 @@ type reconciler struct {
 	layer2    interface{ Set([]layer2.Address) }
 	bgp       interface{ Set([]bgp.Session) }
 	changed   func() // called after every step that changed something that the status shows
+	drainTime time.Duration
 	wake      chan struct{}
 
 	snapshot *snapshot.Snapshot // its lock guards the following too
@@ -39,8 +40,11 @@ type reconciler struct {
 	secrets  map[string]map[string][]byte
 	owned    map[netip.Addr]owned
 	exports  map[netip.Addr][]announce.Export
+	weights  map[netip.Addr]weight
 	ranges   [][]announce.Export
-	problems []config.Problem // with configuration objects, on this node
+	draining time.Time                // since when this node is being drained; zero: it is not
+	later    map[netip.Addr]time.Time // when an address has to be looked at again though nothing has changed
+	problems []config.Problem         // with configuration objects, on this node
 
 	rights atomic.Pointer[map[netip.Addr]map[string]bool] // the nodes with a better right to what is owned
 }
@@ -56,6 +60,7 @@ func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Lo
 	return &reconciler{
 		node: node, namespace: namespace, log: log, wake: make(chan struct{}, 1), snapshot: snap,
 		secrets: map[string]map[string][]byte{}, owned: map[netip.Addr]owned{}, exports: map[netip.Addr][]announce.Export{},
+		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{},
 	}
 }
 
@@ -69,14 +74,42 @@ func (r *reconciler) poke() {
 
 // run decides until ctx ends. It must not begin before the snapshot is complete: unknown is not empty.
 func (r *reconciler) run(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
 	for {
-		r.step()
+		now := time.Now()
+		r.step(now)
+		if next := r.next(); next.IsZero() {
+			timer.Reset(time.Hour)
+		} else {
+			timer.Reset(next.Sub(now))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
+		case <-timer.C:
 		}
 	}
+}
+
+// next is when step has to be called though nothing has changed, zero if there is no such time.
+func (r *reconciler) next() time.Time {
+	r.snapshot.Lock()
+	defer r.snapshot.Unlock()
+	var first time.Time
+	add := func(t time.Time) {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	for _, t := range r.later {
+		add(t)
+	}
+	if !r.draining.IsZero() && !r.snapshot.View().Nodes[r.node].Drained {
+		add(r.draining.Add(r.drainTime))
+	}
+	return first
 }
 
 // setJoined lets layer 2 announce.
@@ -104,30 +137,32 @@ func (r *reconciler) secret(name string, data map[string][]byte, gone bool) {
 }
 
 // step decides anew what is dirty, and tells the sinks if that changed anything.
-func (r *reconciler) step() {
+func (r *reconciler) step(now time.Time) {
 	s := r.snapshot
 	s.Lock()
 	defer s.Unlock()
 	if s.Node(r.node) == nil {
 		return // not known: what is announced stays
 	}
+	for addr, t := range r.later {
+		if !t.After(now) {
+			delete(r.later, addr)
+			s.Mark(addr)
+		}
+	}
+	if !r.draining.IsZero() && now.Sub(r.draining) >= r.drainTime {
+		s.SetDrained(r.node, true)
+	}
 	changes := s.Changes()
 	if changes.All {
+		r.watchDraining(now)
 		r.decideRanges()
 	}
 	l2Changed, bgpChanged := changes.All, changes.All
 	for _, addr := range changes.Addrs {
 		claims := s.ClaimsOn(addr)
-		if r.decideLayer2(addr, claims) {
-			l2Changed = true
-		}
-		exports := s.View().ForBGP(r.node, addr, claims).Exports
-		if !slices.EqualFunc(exports, r.exports[addr], equalExport) {
-			bgpChanged = true
-		}
-		if r.exports[addr] = exports; len(exports) == 0 {
-			delete(r.exports, addr)
-		}
+		l2Changed = r.decideLayer2(addr, claims) || l2Changed
+		bgpChanged = r.decideBGP(addr, claims, now) || bgpChanged
 	}
 	if l2Changed && r.joined {
 		want := make([]layer2.Address, 0, len(r.owned))
@@ -145,6 +180,60 @@ func (r *reconciler) step() {
 	if l2Changed || bgpChanged {
 		r.changed()
 	}
+}
+
+// watchDraining notes since when this node is being drained.
+func (r *reconciler) watchDraining(now time.Time) {
+	switch is := r.snapshot.View().Nodes[r.node].Draining; {
+	case is && r.draining.IsZero():
+		r.draining = now
+		r.log.Info("node is being drained: its routes are the last choice now, and withdrawn later where others serve", "after", r.drainTime)
+	case !is && !r.draining.IsZero():
+		r.draining = time.Time{}
+		r.snapshot.SetDrained(r.node, false)
+		r.log.Info("node is no longer being drained")
+	}
+}
+
+// weight is the link bandwidth that an address was announced with last, and since when.
+type weight struct {
+	sent float32
+	at   time.Time
+}
+
+// weightInterval is the shortest time between two weights of an address: each may move flows.
+const weightInterval = 500 * time.Millisecond
+
+// decideBGP says whether what this node announces to its peers for an address has changed.
+func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now time.Time) bool {
+	exports := r.snapshot.View().ForBGP(r.node, addr, claims).Exports
+	for i := range exports {
+		exports[i].Bandwidth = r.weigh(addr, exports[i].Bandwidth, now)
+	}
+	old := r.exports[addr]
+	if r.exports[addr] = exports; len(exports) == 0 {
+		delete(r.exports, addr)
+		delete(r.weights, addr)
+	}
+	return !slices.EqualFunc(exports, old, equalExport)
+}
+
+// weigh is the link bandwidth to announce an address with: in steps, and not changed too often.
+func (r *reconciler) weigh(addr netip.Addr, exact float32, now time.Time) float32 {
+	if exact == 0 {
+		return 0
+	}
+	old := r.weights[addr]
+	sent := announce.Weight(exact, old.sent)
+	if sent == old.sent {
+		return sent
+	}
+	if due := old.at.Add(weightInterval); old.sent > 0 && now.Before(due) {
+		r.later[addr] = due
+		return old.sent
+	}
+	r.weights[addr] = weight{sent, now}
+	return sent
 }
 
 func equalExport(a, b announce.Export) bool {

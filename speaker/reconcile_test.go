@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -63,6 +64,7 @@ type world struct {
 	have      map[string]client.Object
 	r         *reconciler
 	informers *informertest.FakeInformers
+	now       time.Time
 	*sinks
 }
 
@@ -97,7 +99,7 @@ func (w *world) set(objs ...client.Object) {
 		}
 		w.have[key] = o
 	}
-	w.r.step()
+	w.step()
 }
 
 func (w *world) del(o client.Object) {
@@ -106,7 +108,7 @@ func (w *world) del(o client.Object) {
 		w.t.Fatal(err)
 	}
 	inf.Delete(o)
-	w.r.step()
+	w.step()
 }
 
 func (w *world) alive(names ...string) {
@@ -117,7 +119,13 @@ func (w *world) alive(names ...string) {
 	w.r.snapshot.Lock()
 	w.r.snapshot.Fellows(m)
 	w.r.snapshot.Unlock()
-	w.r.step()
+	w.step()
+}
+
+// step lets time pass that no hold-back outlasts, and decides.
+func (w *world) step() {
+	w.now = w.now.Add(time.Hour)
+	w.r.step(w.now)
 }
 
 func (w *world) want(what, l2, bgp string) {
@@ -183,7 +191,7 @@ func TestSinksGetTheWholeTruth(t *testing.T) {
 
 	w.alive("a")
 	w.r.setJoined()
-	w.r.step()
+	w.step()
 	w.want("joined", "192.0.2.1 eth0", "tor as 192.0.2.11: 203.0.113.1/32")
 
 	calls := w.layer2Calls
@@ -230,7 +238,7 @@ func TestSessionsOfBadPeers(t *testing.T) {
 			p.Spec.NodeSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{"rack": "r9"}}}
 		}))
 	w.r.secret("empty", map[string][]byte{}, false)
-	w.r.step()
+	w.step()
 	id := routerID("a", nil)
 	if !id.Is4() || id == routerID("b", nil) {
 		t.Errorf("router IDs of nodes without an IPv4 address: %s and %s", id, routerID("b", nil))
@@ -251,7 +259,7 @@ func TestSessionsOfBadPeers(t *testing.T) {
 	}
 
 	w.r.secret("missing", map[string][]byte{"password": []byte("s3cret")}, false)
-	w.r.step()
+	w.step()
 	w.want("the Secret is there", "never told", fmt.Sprintf("good as %s:; nosecret as %s:", id, id))
 }
 
@@ -281,5 +289,75 @@ func TestRights(t *testing.T) {
 	}
 	if better == 0 || better == 60 {
 		t.Errorf("of 60 addresses others have the better right to %d: the test says nothing", better)
+	}
+}
+
+// A node that is being drained makes its routes the last choice first, and withdraws them when time is up.
+func TestDrain(t *testing.T) {
+	w := newWorld(t)
+	w.r.drainTime = 30 * time.Second
+	w.set(node("a", "192.0.2.11"), node("b", "192.0.2.12"), svc("web", "192.0.2.1"), endpoints("web", "a", "b"), peer("tor", "192.0.2.254", nil),
+		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
+	w.alive("a", "b")
+	exports := func() string {
+		var out []string
+		for _, e := range w.r.exports[netip.MustParseAddr("192.0.2.1")] {
+			out = append(out, fmt.Sprint(e.Prefix, e.Communities))
+		}
+		return strings.Join(out, " ")
+	}
+	if got := exports(); got != "192.0.2.1/32 []" {
+		t.Fatalf("before: %s", got)
+	}
+	drained := node("a", "192.0.2.11")
+	drained.Annotations = map[string]string{v1beta1.AnnotationDrain: "true"}
+	inf, _ := w.informers.FakeInformerFor(t.Context(), drained)
+	inf.Update(drained, drained)
+	w.r.step(w.now)
+	if got, next := exports(), w.r.next(); got != "192.0.2.1/32 [65535:0]" || !next.Equal(w.now.Add(30*time.Second)) {
+		t.Errorf("draining: %s, next look in %v", got, next.Sub(w.now))
+	}
+	w.r.step(w.now.Add(29 * time.Second))
+	if got := exports(); got != "192.0.2.1/32 [65535:0]" {
+		t.Errorf("still draining: %s", got)
+	}
+	w.r.step(w.now.Add(30 * time.Second))
+	if got, next := exports(), w.r.next(); got != "" || !next.IsZero() {
+		t.Errorf("drained: %q, next look at %v", got, next)
+	}
+	inf.Update(drained, node("a", "192.0.2.11"))
+	w.r.step(w.now.Add(40 * time.Second))
+	if got := exports(); got != "192.0.2.1/32 []" {
+		t.Errorf("back: %s", got)
+	}
+}
+
+// A weight that has just been sent is not changed again at once.
+func TestWeightsAreNotChangedTooOften(t *testing.T) {
+	w := newWorld(t)
+	w.set(node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: v1beta1.BGPAdvertisementSpec{Weighted: true}})
+	addr := netip.MustParseAddr("192.0.2.1")
+	sent := func(now time.Time, n int) float32 {
+		nodes := slices.Repeat([]string{"a"}, n)
+		es := endpoints("web", nodes...)
+		inf, _ := w.informers.FakeInformerFor(t.Context(), es)
+		inf.Update(es, es)
+		w.r.step(now)
+		return w.r.exports[addr][0].Bandwidth / 125e6
+	}
+	now := w.now.Add(time.Hour)
+	if got := sent(now, 4); got != 4 {
+		t.Errorf("4 endpoints weigh %v", got)
+	}
+	if got := sent(now.Add(100*time.Millisecond), 8); got != 4 {
+		t.Errorf("8 endpoints weigh %v a moment later, want still 4", got)
+	}
+	if next := w.r.next(); !next.Equal(now.Add(weightInterval)) {
+		t.Errorf("next look at %v, want %v", next, now.Add(weightInterval))
+	}
+	w.r.step(now.Add(weightInterval))
+	if got := w.r.exports[addr][0].Bandwidth / 125e6; got != 8 {
+		t.Errorf("8 endpoints weigh %v in the end", got)
 	}
 }

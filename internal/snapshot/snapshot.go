@@ -34,6 +34,7 @@ type Snapshot struct {
 	slices   map[string]map[string]endpointSlice             // of each Service, by name of the slice
 	nodes    map[string]*Node
 	fellows  map[string]Fellow
+	drained  map[string]bool           // nodes whose time to be drained is up
 	cidrs    map[string][]netip.Prefix // of each ServiceCIDR
 	objects  objects
 
@@ -95,6 +96,7 @@ func New(defaultClass bool) *Snapshot {
 		slices:       map[string]map[string]endpointSlice{},
 		nodes:        map[string]*Node{},
 		fellows:      map[string]Fellow{},
+		drained:      map[string]bool{},
 		cidrs:        map[string][]netip.Prefix{},
 		objects: objects{
 			map[string]*v1beta1.IPAddressPool{}, map[string]*v1beta1.L2Advertisement{}, map[string]*v1beta1.BGPAdvertisement{},
@@ -137,6 +139,17 @@ func (s *Snapshot) Changes() Changes {
 	s.dirty, s.lost, s.dirtyAll = map[netip.Addr]bool{}, map[string]bool{}, false
 	return c
 }
+
+// SetDrained says whether the time that a node was given to be drained is up.
+func (s *Snapshot) SetDrained(node string, drained bool) {
+	if s.drained[node] != drained {
+		s.drained[node] = drained
+		s.dirtyAll = true
+	}
+}
+
+// Mark makes the next Changes include an address.
+func (s *Snapshot) Mark(addr netip.Addr) { s.dirty[addr] = true }
 
 // MarkAll makes the next Changes everything.
 func (s *Snapshot) MarkAll() { s.dirtyAll = true }
@@ -466,6 +479,7 @@ func (s *Snapshot) refresh() {
 		}
 		s.view.Nodes[name] = &announce.Node{
 			Name: name, Labels: f.Labels, Excluded: f.excluded, PodCIDRs: f.PodCIDRs, Alive: alive, Links: fe.Links, Gate: gate,
+			Draining: f.draining != "", Drained: f.draining != "" && s.drained[name],
 		}
 	}
 }

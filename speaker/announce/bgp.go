@@ -202,13 +202,40 @@ func Merge(all [][]Export) map[string][]route.Route {
 // bandwidthUnit is the link bandwidth that one endpoint stands for, in bytes per second: 1 Gbit/s.
 const bandwidthUnit = 125e6
 
-// bandwidth is the node's weight: in proportion to its own usable endpoints, in steps of powers of two, so that not
-// every new endpoint moves flows. With policy Cluster a node without one still takes part, with the least weight.
+// bandwidth is the node's weight: in proportion to its own usable endpoints. With policy Cluster a node without one still
+// takes part, with the weight of one.
 func bandwidth(node string, addr netip.Addr, claims []Claim) float32 {
 	n := 0
 	for _, c := range claims {
 		n += c.endpoints(addr)[node]
 	}
-	step := math.Round(math.Log2(float64(max(n, 1))))
-	return float32(bandwidthUnit * math.Exp2(step))
+	return bandwidthUnit * float32(max(n, 1))
+}
+
+// settled is how far, in powers of two, an exact weight may be from the one that was sent without a new one being sent. It
+// is more than the largest distance to the nearest step, so that an endpoint that comes and goes does not move flows
+// each time.
+const settled = 0.42
+
+// Weight is the link bandwidth to send for an exact one, when sent was sent before (0 for none): steps of 1, 2, 3, 4, 6,
+// 8, 12, 16 … endpoints with hysteresis, so that not every new endpoint moves flows. 0 stays 0.
+func Weight(exact, sent float32) float32 {
+	if exact <= 0 {
+		return 0
+	}
+	n := float64(exact / bandwidthUnit)
+	if sent > 0 && math.Abs(math.Log2(n)-math.Log2(float64(sent/bandwidthUnit))) < settled {
+		return sent
+	}
+	best := 1.0
+	for step := 1.0; step < 2*n; step *= 2 {
+		for _, candidate := range []float64{step, 1.5 * step} {
+			if candidate >= 2 || candidate == 1 {
+				if math.Abs(math.Log2(candidate/n)) < math.Abs(math.Log2(best/n)) {
+					best = candidate
+				}
+			}
+		}
+	}
+	return float32(bandwidthUnit * best)
 }

@@ -122,7 +122,7 @@ func start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if clarion, err = cluster.StartClarion(ctx, lab.ClarionOptions{Race: true}); err != nil {
+	if clarion, err = cluster.StartClarion(ctx, lab.ClarionOptions{Race: true, SpeakerArgs: []string{"--drain-time=2s"}}); err != nil {
 		return err
 	}
 	for _, node := range cluster.Nodes() {

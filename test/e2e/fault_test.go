@@ -11,6 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/test/lab"
@@ -190,4 +192,59 @@ func established(t *testing.T, node string) {
 		}
 		return nil
 	})
+}
+
+// A node that is being drained is no longer used by the routers, then no longer announced, and nothing is lost on the way;
+// what only it can serve stays announced. Without the annotation everything is as before.
+func TestDrain(t *testing.T) {
+	nodes := cluster.Nodes()
+	svc := service(t, "drained", routed)
+	only := service(t, "only-there", func(svc *corev1.Service) {
+		routed(svc)
+		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		svc.Spec.Selector["node"] = nodes[0]
+	})
+	prefix, onlyPrefix := host(addresses(t, svc, 1)[0]), host(addresses(t, only, 1)[0])
+	nextHops(t, prefix, nodes...)
+	nextHops(t, onlyPrefix, nodes[0])
+	lan := service(t, "lan-drained", nil)
+	lanAddr := addresses(t, lan, 1)[0]
+	urls := map[string]string{fmt.Sprintf("http://%s/", prefix.Addr()): "outside", fmt.Sprintf("http://%s/", onlyPrefix.Addr()): "outside", fmt.Sprintf("http://%s/", lanAddr): "client"}
+	var streams []*lab.Stream
+	for url, from := range urls {
+		reachable(t, from, url)
+		streams = append(streams, cluster.StreamHTTP(t.Context(), from, url, 10*time.Millisecond))
+	}
+
+	annotate := func(value string) {
+		t.Helper()
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodes[0]}}
+		patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, v1beta1.AnnotationDrain, value)
+		if err := cluster.Client().Patch(context.Background(), n, client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	annotate("true")
+	defer annotate("false")
+	nextHops(t, prefix, nodes[1:]...)
+	eventually(t, func() error {
+		for _, r := range cluster.Routers() {
+			paths, err := r.BGPPaths(t.Context(), prefix)
+			if err != nil {
+				return err
+			}
+			if len(paths) != len(nodes)-1 {
+				return fmt.Errorf("%s has %d paths to %s, want those of %v", r.Name, len(paths), prefix, nodes[1:])
+			}
+		}
+		return nil
+	})
+	nextHops(t, onlyPrefix, nodes[0])
+	owner(t, lanAddr, nodes[0])
+
+	annotate("false")
+	nextHops(t, prefix, nodes...)
+	for _, s := range streams {
+		answered(t, "while a node was drained", s.Stop())
+	}
 }
