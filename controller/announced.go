@@ -100,7 +100,7 @@ func announcedAddr(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, a
 		return strings.Join(how, " and "), "", ""
 	}
 
-	l2 := view.ForLayer2(addr, claims)
+	l2 := s.Layer2().Explain(addr)
 	switch {
 	case !slices.ContainsFunc(claims, func(c announce.Claim) bool { return c.HasEndpoint(addr) }):
 		return "", reasonNoEndpoint, "the Service has no ready endpoint"

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -31,17 +35,21 @@ import (
 // These tests run the controller as its Deployment does, as processes with the rights of its ServiceAccount, against a
 // real kube-apiserver.
 
+var stopFor = flag.Duration("stop", 0, "how long a leader stays stopped after another has taken over")
+
 // asController makes the test binary run the controller instead of tests.
 const asController = "CLARION_TEST_CONTROLLER"
 
-var cluster *lab.Lab // nil when not root
+var cluster *lab.Lab // nil when not root, and while fuzzing
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asController) != "" {
 		main()
 		return
 	}
-	if os.Geteuid() != 0 {
+	flag.Parse()
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" || flag.Lookup("test.fuzzworker").Value.String() == "true"
+	if os.Geteuid() != 0 || fuzzing {
 		os.Exit(m.Run())
 	}
 	code, err := withCluster(m)
@@ -120,12 +128,15 @@ func (a *api) run(name string, args ...string) *lab.Process {
 	self, err := os.Executable()
 	a.ok(err)
 	command := append([]string{self, "--kubeconfig=" + kubeconfig, "--metrics-bind-address=0", "--health-probe-bind-address=0"}, args...)
+	if old := cluster.Process("control", name); old != nil { // of another test, with its own log
+		a.ok(os.Remove(old.Log()))
+	}
 	p, err := cluster.Start("control", name, command, asController+"=1", "POD_NAMESPACE="+lab.Namespace)
 	a.ok(err)
 	a.t.Cleanup(func() {
 		p.Signal(syscall.SIGCONT)
 		p.Kill()
-		if a.t.Failed() || os.Getenv("SHOWLOG") != "" {
+		if a.t.Failed() {
 			if log, err := os.ReadFile(p.Log()); err == nil {
 				a.t.Logf("log of %s:\n%s", name, tail(string(log), 60))
 			}
@@ -137,6 +148,21 @@ func (a *api) run(name string, args ...string) *lab.Process {
 func tail(s string, lines int) string {
 	all := strings.Split(strings.TrimSpace(s), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// fetch gets a page from a server beside the API server.
+func (a *api) fetch(url string) string {
+	a.t.Helper()
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		return cluster.Dial(ctx, "control", network, address)
+	}}}
+	defer c.CloseIdleConnections()
+	resp, err := c.Get(url)
+	a.ok(err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	a.ok(err)
+	return string(b)
 }
 
 func (a *api) eventually(f func() error) {
@@ -258,7 +284,7 @@ func (a *api) condition(name, typ string, status metav1.ConditionStatus, words .
 func TestAllocation(t *testing.T) {
 	a := newAPI(t)
 	a.pool("lan", nil, "203.0.113.0/29", "2001:db8::/64")
-	a.run("controller")
+	a.run("controller", "--metrics-bind-address=127.0.0.1:9120")
 	a.service("v4", nil)
 	a.wants("v4", "Allocated", []string{"203.0.113.0"}, "from pool lan")
 	a.service("dual", func(s *corev1.Service) {
@@ -302,6 +328,22 @@ func TestAllocation(t *testing.T) {
 		}
 		return nil
 	})
+
+	metrics := a.fetch("http://127.0.0.1:9120/metrics")
+	for _, want := range []string{
+		`clarion_pool_addresses{family="IPv4",pool="lan"} 8`,
+		`clarion_pool_addresses_assigned{family="IPv4",pool="lan"} 5`,
+		`clarion_pool_addresses_available{family="IPv4",pool="lan"} 3`,
+		`clarion_pool_addresses_assigned{family="IPv6",pool="lan"} 1`,
+		`clarion_allocations_total 5`,
+		`clarion_allocation_failures_total{reason="AddressInUse"} 1`,
+		`clarion_allocation_failures_total{reason="InvalidRequest"} 1`,
+		`clarion_allocation_seconds_count 5`,
+	} {
+		if !strings.Contains(metrics, want+"\n") {
+			t.Errorf("metrics lack %s", want)
+		}
+	}
 
 	// What goes frees its addresses for those that wait.
 	a.ok(a.Delete(t.Context(), a.get("alias")))
@@ -591,6 +633,9 @@ func TestTwoControllers(t *testing.T) {
 		if got := a.leader(procs); got == leader {
 			t.Errorf("round %d: %s still leads", round, leader)
 		}
+		if round == 0 {
+			time.Sleep(*stopFor)
+		}
 		procs[leader].Signal(syscall.SIGCONT)
 		more(20)
 		a.unique()
@@ -627,6 +672,39 @@ func (a *api) leader(procs map[string]*lab.Process) string {
 		return fmt.Errorf("nobody known leads: %v", lease.Spec.HolderIdentity)
 	})
 	return name
+}
+
+// TestOutage: a controller outlives an API server that is away for longer than its lease, and goes on when it is back.
+func TestOutage(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", nil, "203.0.113.0/29")
+	p := a.run("controller", "--metrics-bind-address=127.0.0.1:9120", "--health-probe-bind-address=127.0.0.1:8081")
+	a.service("before", nil)
+	a.wants("before", "Allocated", []string{"203.0.113.0"})
+	server := cluster.Process("control", "kube-apiserver")
+	server.Signal(syscall.SIGSTOP)
+	t.Cleanup(func() { server.Signal(syscall.SIGCONT) })
+	a.eventually(func() error {
+		log, err := os.ReadFile(p.Log())
+		a.ok(err)
+		if !strings.Contains(string(log), "controller starts anew") {
+			return errors.New("the controller does not notice")
+		}
+		return nil
+	})
+	server.Signal(syscall.SIGCONT)
+	a.service("after", nil)
+	a.wants("after", "Allocated", []string{"203.0.113.1"})
+	a.wants("before", "Allocated", []string{"203.0.113.0"})
+	if got := a.fetch("http://127.0.0.1:8081/readyz"); got != "ok" {
+		t.Errorf("readyz says %s", got)
+	}
+	if got := a.fetch("http://127.0.0.1:9120/metrics"); !strings.Contains(got, `clarion_pool_addresses_assigned{family="IPv4",pool="lan"} 2`) {
+		t.Error("metrics are not the new controller's")
+	}
+	if !p.Alive() {
+		t.Error("the process ended")
+	}
 }
 
 // TestDuplicate has somebody write one Service's address into another's status. The older keeps it.

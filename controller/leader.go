@@ -29,13 +29,19 @@ type fencedLock struct {
 	renewed atomic.Int64 // when the last renewal that succeeded was sent, in nanoseconds since start; 0: never
 }
 
-func newFencedLock(config *rest.Config, namespace string) (*fencedLock, error) {
+// newIdentity is a name for this process in elections. A controller that starts anew in it may take its own lease up
+// again at once: the one before does not write any more.
+func newIdentity() (string, error) {
 	host, err := os.Hostname()
 	if err != nil {
-		return nil, fmt.Errorf("name for leader election: %w", err)
+		return "", fmt.Errorf("name for leader election: %w", err)
 	}
+	return host + "_" + string(uuid.NewUUID()), nil
+}
+
+func newFencedLock(config *rest.Config, namespace, identity string) (*fencedLock, error) {
 	lock, err := resourcelock.NewFromKubeconfig(resourcelock.LeasesResourceLock, namespace, leaseName,
-		resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())}, config, renewDeadline)
+		resourcelock.ResourceLockConfig{Identity: identity}, config, renewDeadline)
 	if err != nil {
 		return nil, fmt.Errorf("lease %s/%s: %w", namespace, leaseName, err)
 	}

@@ -20,9 +20,11 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -77,6 +79,9 @@ func envOr(name, def string) string {
 	return def
 }
 
+// shutdownTimeout is how long writes may take that are under way when the controller is asked to end.
+const shutdownTimeout = 5 * time.Second
+
 // restartDelay is how long a controller that lost its lease waits before it stands for election again.
 const restartDelay = time.Second
 
@@ -93,9 +98,13 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
+	identity, err := newIdentity()
+	if err != nil {
+		return err
+	}
 	worked := false
 	for {
-		led, err := runOnce(ctx, o, restConfig, n, log)
+		led, err := runOnce(ctx, o, restConfig, identity, n, log)
 		worked = worked || led
 		if ctx.Err() != nil || !worked {
 			return err
@@ -110,16 +119,22 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 }
 
 // runOnce runs one controller, and says whether it ever held the lease.
-func runOnce(ctx context.Context, o options, restConfig *rest.Config, n *counters, log *slog.Logger) (led bool, err error) {
+func runOnce(ctx context.Context, o options, restConfig *rest.Config, identity string, n *counters, log *slog.Logger) (led bool, err error) {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
-		return false, err
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, eventsv1.AddToScheme, networkingv1.AddToScheme, v1beta1.AddToScheme,
+	} {
+		if err := add(scheme); err != nil {
+			return false, err
+		}
 	}
 	mo := manager.Options{
 		Scheme:                 scheme,
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddr},
 		HealthProbeBindAddress: o.healthAddr,
 		PprofBindAddress:       o.pprofAddr,
+
+		GracefulShutdownTimeout: new(shutdownTimeout),
 		Cache: cache.Options{
 			DefaultTransform: snapshot.Trim,
 			ByObject: map[client.Object]cache.ByObject{
@@ -135,12 +150,12 @@ func runOnce(ctx context.Context, o options, restConfig *rest.Config, n *counter
 	}
 	holds := func() bool { return true }
 	if o.leaderElect {
-		lock, err := newFencedLock(restConfig, o.namespace)
+		lock, err := newFencedLock(restConfig, o.namespace, identity)
 		if err != nil {
 			return false, err
 		}
 		holds = lock.holds
-		log.Info("standing for election", "identity", lock.Identity())
+		log.Info("standing for election", "identity", identity)
 		mo.LeaderElection = true
 		mo.LeaderElectionID = leaseName
 		mo.LeaderElectionResourceLockInterface = lock

@@ -247,11 +247,11 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	err := s.client.Get(ctx, k, svc)
 	switch {
 	case apierrors.IsNotFound(err):
-		return s.retry(k, s.gone(ctx, k))
+		return s.retry(ctx, k, s.gone(ctx, k))
 	case err != nil:
 		return reconcile.Result{}, err
 	case !ours(svc, s.defaultClass):
-		return s.retry(k, s.gone(ctx, k))
+		return s.retry(ctx, k, s.gone(ctx, k))
 	case svc.DeletionTimestamp != nil || foreign(svc):
 		return reconcile.Result{}, nil
 	}
@@ -272,7 +272,7 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	if res.Reason == ipam.Foreign {
 		return reconcile.Result{}, nil
 	}
-	return s.retry(k, s.write(ctx, svc, &res))
+	return s.retry(ctx, k, s.write(ctx, svc, &res))
 }
 
 // newer says whether this controller has seen a later state of the Service than the cache has. s.mu must be held.
@@ -309,6 +309,9 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 			next.LastTransitionTime = old.LastTransitionTime
 		}
 	}
+	s.mu.Lock()
+	born, waited := s.born[k] // the cache may forget it before the patch returns
+	s.mu.Unlock()
 	written := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
 	if err := s.patch(ctx, written, statusPatch(svc.ResourceVersion, addrs, next)); err != nil {
 		return err
@@ -318,30 +321,28 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 	s.versions[k] = written.ResourceVersion
 	s.table.Published(k, addrs, now)
 	s.follow()
-	born, waited := s.born[k]
 	if len(addrs) > 0 {
 		delete(s.born, k)
 	}
 	s.mu.Unlock()
 
-	if !res.Satisfied() {
-		s.counters.failed.WithLabelValues(string(res.Reason)).Inc()
-	} else if moved {
-		s.counters.allocated.Inc()
-	}
 	if waited && len(addrs) > 0 {
 		s.counters.latency.Observe(now.Sub(born).Seconds())
 	}
-	log := s.log.With("service", k.String(), "addresses", addrs, "reason", next.Reason, "message", next.Message)
-	switch {
+	log := s.log.With("service", k.String(), "addresses", addrs, "was", ingressOf(svc), "reason", next.Reason, "message", next.Message)
+	switch news := moved || old == nil || old.Reason != next.Reason; {
 	case res.Notice != "":
-		log.Warn("address lost", "was", ingressOf(svc), "why", res.Notice)
+		log.Warn("address lost", "why", res.Notice)
 		s.event(svc, corev1.EventTypeWarning, "AddressLost", res.Notice+"; now "+next.Message)
-	case next.Status == metav1.ConditionTrue:
-		log.Info("allocated", "was", ingressOf(svc))
+	case !news:
+		log.Debug("status says it in other words")
+	case res.Satisfied():
+		log.Info("allocated")
+		s.counters.allocated.Inc()
 		s.event(svc, corev1.EventTypeNormal, next.Reason, next.Message)
 	default:
-		log.Warn("not allocated", "was", ingressOf(svc))
+		log.Warn("not allocated")
+		s.counters.failed.WithLabelValues(next.Reason).Inc()
 		s.event(svc, corev1.EventTypeWarning, next.Reason, next.Message)
 	}
 	return nil
@@ -430,7 +431,7 @@ func (s *services) gone(ctx context.Context, k key) error {
 }
 
 // retry says when to try again after a write, and tells of a failure once.
-func (s *services) retry(k key, err error) (reconcile.Result, error) {
+func (s *services) retry(ctx context.Context, k key, err error) (reconcile.Result, error) {
 	s.mu.Lock()
 	f := s.failures[k]
 	if err == nil || apierrors.IsNotFound(err) {
@@ -454,8 +455,10 @@ func (s *services) retry(k key, err error) (reconcile.Result, error) {
 	s.counters.writeErrors.WithLabelValues("Service").Inc()
 	if news {
 		s.log.Warn("cannot write the status of a Service", "service", k.String(), "error", err)
-		s.event(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}},
-			corev1.EventTypeWarning, "StatusRejected", err.Error())
+		var svc corev1.Service
+		if s.client.Get(ctx, k, &svc) == nil {
+			s.event(&svc, corev1.EventTypeWarning, "StatusRejected", err.Error())
+		}
 	}
 	return reconcile.Result{RequeueAfter: after}, nil
 }

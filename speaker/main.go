@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"runtime/debug"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
@@ -35,6 +37,8 @@ import (
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/guard"
+	"github.com/clarionlb/clarion/speaker/holddown"
 	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
 )
@@ -51,6 +55,7 @@ type options struct {
 	defaultClass    bool
 	proxyHealthURL  string
 	drainTime       time.Duration
+	holddown        time.Duration
 	membersPort     int
 	membersProfile  string
 	metricsAddr     string
@@ -65,6 +70,7 @@ func main() {
 	flag.BoolVar(&o.defaultClass, "default-class", true, "announce Services of type LoadBalancer without a loadBalancerClass too; as for the controller")
 	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
+	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
 	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
@@ -130,7 +136,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), mgr.GetEventRecorder("clarion-speaker"), log)
-	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view}); err != nil {
+	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view, s.eventToUpdate}); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("announcing", s.ready), mgr.Add(s)); err != nil {
@@ -164,16 +170,26 @@ type speaker struct {
 	layer2     *layer2.Responder
 	bfd        *bfd.Runner
 	bgp        *bgp.Speaker
+	guard      *guard.Guard
+
+	eventToUpdate prometheus.Histogram
 
 	synced atomic.Bool // every object there is has been read
 	ending atomic.Bool // others are to take over
 }
 
+// holddownMax is the longest time that a flapping address is held down.
+const holddownMax = time.Minute
+
 // newSpeaker makes the parts, inert.
 func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, events events.EventRecorder, log *slog.Logger) *speaker {
-	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log})}
+	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log}), eventToUpdate: newEventToUpdate()}
 	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
 	s.reconciler.drainTime = o.drainTime
+	s.reconciler.holddown = holddown.New[netip.Addr](o.holddown, holddownMax)
+	s.reconciler.events = events
+	s.guard = guard.New(guard.Config{Log: log})
+	s.reconciler.guard = s.guard
 	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
 	s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
 	s.fellows.changed = func(alive map[string]snapshot.Fellow) {
@@ -186,13 +202,30 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	s.fellows.joined = s.reconciler.setJoined
 	s.status = newStatus(c, events, log)
 	s.layer2 = layer2.New(layer2.Config{
-		Log: log, OnLinks: func() { s.fellows.setLinks(s.layer2.Links()) }, OnChange: s.status.poke,
+		Log: log, OnLinks: s.linksChanged, OnChange: s.status.poke,
 		OnConflict: func(layer2.Conflict) { s.status.poke() }, Judge: s.judge,
 	})
-	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.status.poke})
+	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.status.poke, OnUpdate: func(string) {
+		if took, ok := s.reconciler.sent(); ok {
+			s.eventToUpdate.Observe(took.Seconds())
+		}
+	}})
 	s.reconciler.layer2, s.reconciler.bgp, s.reconciler.changed = s.layer2, s.bgp, s.status.poke
 	s.status.reconciler, s.status.layer2, s.status.bgp, s.status.members = s.reconciler, s.layer2, s.bgp, s.fellows.view
 	return s
+}
+
+// linksChanged passes on which interfaces the node has.
+func (s *speaker) linksChanged() {
+	links := s.layer2.Links()
+	s.fellows.setLinks(links)
+	var outside []string
+	for _, l := range links {
+		if !l.Excluded {
+			outside = append(outside, l.Name)
+		}
+	}
+	s.reconciler.setOutside(outside)
 }
 
 // judge says what to do about a station that claims an address of this node: a fellow with a better right is yielded to,
@@ -273,6 +306,7 @@ func (s *speaker) Start(ctx context.Context) error {
 		s.synced.Store(true)
 		s.log.Info("the cluster is known")
 		s.nodeAddress()
+		parts.start("guard", s.guard.Run)
 		parts.start("bgp", s.bgp.Run)
 		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
 		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
@@ -286,7 +320,7 @@ func (s *speaker) Start(ctx context.Context) error {
 	s.log.Info("ending")
 	parts.stop("proxy", "reconcile", "status")
 	s.handOver()
-	parts.stop("members", "layer2", "bgp", "bfd")
+	parts.stop("members", "layer2", "bgp", "bfd", "guard")
 	return err
 }
 

@@ -10,9 +10,10 @@ import (
 
 // collector shows as metrics what the parts of the speaker hold; nothing is counted twice.
 type collector struct {
-	layer2  *layer2.Responder
-	bgp     *bgp.Speaker
-	members func() members.View
+	layer2        *layer2.Responder
+	bgp           *bgp.Speaker
+	members       func() members.View
+	eventToUpdate prometheus.Histogram
 }
 
 var (
@@ -29,11 +30,21 @@ var (
 	descBFD     = prometheus.NewDesc("clarion_bfd_session_up", "Whether the BFD session with a peer is up.", []string{"peer"}, nil)
 )
 
+// newEventToUpdate is the one metric that no part holds already.
+func newEventToUpdate() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "clarion_bgp_event_to_update_seconds",
+		Help:    "Time from an event of the cluster to the first UPDATE message that it caused.",
+		Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5},
+	})
+}
+
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descMembers, descOwned, descAsked, descReplied, descGARP, descRivals, descUp, descUps, descSince, descSent, descBFD} {
 		to <- d
 	}
+	c.eventToUpdate.Describe(to)
 }
 
 // Collect implements prometheus.Collector.
@@ -44,6 +55,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	count := func(d *prometheus.Desc, v uint64, labels ...string) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
+	c.eventToUpdate.Collect(to)
 	gauge(descMembers, float64(len(c.members().Members)))
 	states := map[layer2.State]int{layer2.Answering: 0}
 	for _, a := range c.layer2.Status().Addresses {

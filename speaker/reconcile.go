@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/events"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
@@ -20,6 +21,8 @@ import (
 	"github.com/clarionlb/clarion/speaker/announce"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/guard"
+	"github.com/clarionlb/clarion/speaker/holddown"
 	"github.com/clarionlb/clarion/speaker/layer2"
 )
 
@@ -31,21 +34,28 @@ type reconciler struct {
 	log       *slog.Logger
 	layer2    interface{ Set([]layer2.Address) }
 	bgp       interface{ Set([]bgp.Session) }
+	guard     interface{ Set(guard.Want) }
+	events    events.EventRecorder
 	changed   func() // called after every step that changed something that the status shows
 	drainTime time.Duration
 	wake      chan struct{}
 
 	snapshot *snapshot.Snapshot // its lock guards the following too
 	joined   bool               // the fellows are known: layer 2 may announce
+	outside  []string           // the node's interfaces that lead out of the cluster
 	secrets  map[string]map[string][]byte
 	owned    map[netip.Addr]owned
 	exports  map[netip.Addr][]announce.Export
 	weights  map[netip.Addr]weight
+	holddown *holddown.Table[netip.Addr]
 	ranges   [][]announce.Export
 	draining time.Time                // since when this node is being drained; zero: it is not
 	later    map[netip.Addr]time.Time // when an address has to be looked at again though nothing has changed
 	problems []config.Problem         // with configuration objects, on this node
+	keys     map[string]string        // the password of each peer's session
 
+	woken  atomic.Int64                                   // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
+	caused atomic.Int64                                   // when the event came that the routes were last changed for; 0: they have been sent
 	rights atomic.Pointer[map[netip.Addr]map[string]bool] // the nodes with a better right to what is owned
 }
 
@@ -60,16 +70,24 @@ func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Lo
 	return &reconciler{
 		node: node, namespace: namespace, log: log, wake: make(chan struct{}, 1), snapshot: snap,
 		secrets: map[string]map[string][]byte{}, owned: map[netip.Addr]owned{}, exports: map[netip.Addr][]announce.Export{},
-		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{},
+		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, holddown: holddown.New[netip.Addr](0, 0), keys: map[string]string{},
 	}
 }
 
 // poke makes the loop look at the snapshot.
 func (r *reconciler) poke() {
+	r.woken.CompareAndSwap(0, time.Now().UnixNano())
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
+}
+
+// sent is called when an UPDATE has been sent to a peer. It says how long after the event that caused it that was, if it
+// is the first.
+func (r *reconciler) sent() (took time.Duration, ok bool) {
+	at := r.caused.Swap(0)
+	return time.Since(time.Unix(0, at)), at != 0
 }
 
 // run decides until ctx ends. It must not begin before the snapshot is complete: unknown is not empty.
@@ -123,6 +141,17 @@ func (r *reconciler) setJoined() {
 	r.poke()
 }
 
+// setOutside takes in which of the node's interfaces lead out of the cluster.
+func (r *reconciler) setOutside(names []string) {
+	r.snapshot.Lock()
+	if !slices.Equal(names, r.outside) {
+		r.outside = names
+		r.snapshot.MarkAll()
+	}
+	r.snapshot.Unlock()
+	r.poke()
+}
+
 // secret takes in a Secret of Clarion's namespace.
 func (r *reconciler) secret(name string, data map[string][]byte, gone bool) {
 	r.snapshot.Lock()
@@ -141,6 +170,7 @@ func (r *reconciler) step(now time.Time) {
 	s := r.snapshot
 	s.Lock()
 	defer s.Unlock()
+	event := r.woken.Swap(0)
 	if s.Node(r.node) == nil {
 		return // not known: what is announced stays
 	}
@@ -160,9 +190,10 @@ func (r *reconciler) step(now time.Time) {
 	}
 	l2Changed, bgpChanged := changes.All, changes.All
 	for _, addr := range changes.Addrs {
-		claims := s.ClaimsOn(addr)
-		l2Changed = r.decideLayer2(addr, claims) || l2Changed
-		bgpChanged = r.decideBGP(addr, claims, now) || bgpChanged
+		bgpChanged = r.decideBGP(addr, s.ClaimsOn(addr), now) || bgpChanged
+	}
+	if changes.All || len(changes.Addrs) > 0 {
+		l2Changed = r.decideLayer2() || l2Changed
 	}
 	if l2Changed && r.joined {
 		want := make([]layer2.Address, 0, len(r.owned))
@@ -175,6 +206,7 @@ func (r *reconciler) step(now time.Time) {
 		r.layer2.Set(want)
 	}
 	if bgpChanged {
+		r.caused.Store(event)
 		r.bgp.Set(r.sessions())
 	}
 	if l2Changed || bgpChanged {
@@ -207,6 +239,12 @@ const weightInterval = 500 * time.Millisecond
 // decideBGP says whether what this node announces to its peers for an address has changed.
 func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now time.Time) bool {
 	exports := r.snapshot.View().ForBGP(r.node, addr, claims).Exports
+	pass, retry := r.holddown.Filter(now, addr, len(exports) > 0)
+	if !pass {
+		if exports = nil; !retry.IsZero() {
+			r.later[addr] = retry
+		}
+	}
 	for i := range exports {
 		exports[i].Bandwidth = r.weigh(addr, exports[i].Bandwidth, now)
 	}
@@ -240,32 +278,38 @@ func equalExport(a, b announce.Export) bool {
 	return a.Peer == b.Peer && a.Prefix == b.Prefix && a.Attrs.Equal(b.Attrs)
 }
 
-// decideLayer2 says whether this node's part in announcing an address on the local network has changed.
-func (r *reconciler) decideLayer2(addr netip.Addr, claims []announce.Claim) bool {
-	d := r.snapshot.View().ForLayer2(addr, claims)
-	old, had := r.owned[addr]
-	if d.Owner != r.node {
-		if had {
+// decideLayer2 says whether this node's part in announcing addresses on the local network has changed. A change to one
+// address can move others.
+func (r *reconciler) decideLayer2() bool {
+	plan := r.snapshot.Layer2()
+	changed := false
+	for addr := range r.owned {
+		if owner, _ := plan.Owner(addr); owner != r.node {
 			delete(r.owned, addr)
-			why := d.Why
-			if d.Owner != "" {
-				why = "node " + d.Owner + " has the better right"
+			changed = true
+			why := "node " + owner + " has the better right"
+			if owner == "" {
+				why = plan.Explain(addr).Why
 			}
 			r.log.Info("gives up address", "address", addr, "why", why)
 		}
-		return had
 	}
-	next := owned{interfaces: d.Interfaces, before: d.Before(r.node)}
-	for _, c := range claims {
-		if c.Type == v1beta1.AddressLoadBalancerIP {
-			next.services = append(next.services, c.Service.Key())
+	for _, addr := range plan.OwnedBy(r.node) {
+		_, interfaces := plan.Owner(addr)
+		next := owned{interfaces: interfaces, before: plan.Before(addr, r.node)}
+		for _, c := range r.snapshot.ClaimsOn(addr) {
+			if c.Type == v1beta1.AddressLoadBalancerIP {
+				next.services = append(next.services, c.Service.Key())
+			}
 		}
+		old, had := r.owned[addr]
+		if !had {
+			r.log.Info("takes address", "address", addr, "interfaces", interfaces)
+		}
+		changed = changed || !had || !slices.Equal(old.interfaces, next.interfaces) || !slices.Equal(old.services, next.services) || !maps.Equal(old.before, next.before)
+		r.owned[addr] = next
 	}
-	r.owned[addr] = next
-	if !had {
-		r.log.Info("takes address", "address", addr, "interfaces", d.Interfaces)
-	}
-	return !had || !slices.Equal(old.interfaces, next.interfaces) || !slices.Equal(old.services, next.services) || !maps.Equal(old.before, next.before)
+	return changed
 }
 
 // hasBetterRight says whether a node has a better right than this one to an address that this one owns. It takes no lock.
@@ -277,9 +321,14 @@ func (r *reconciler) hasBetterRight(node string, addr netip.Addr) bool {
 func (r *reconciler) decideRanges() {
 	s := r.snapshot
 	r.ranges = r.ranges[:0]
+	var drawn []netip.Prefix // ranges that packets are drawn for
 	for _, p := range s.ServiceCIDRs() {
-		r.ranges = append(r.ranges, s.View().ForRange(r.node, p, v1beta1.AddressServiceCIDR).Exports)
+		exports := s.View().ForRange(r.node, p, v1beta1.AddressServiceCIDR).Exports
+		if r.ranges = append(r.ranges, exports); len(exports) > 0 {
+			drawn = append(drawn, p)
+		}
 	}
+	r.guard.Set(guard.Want{Prefixes: drawn, Interfaces: r.outside})
 	for _, p := range s.Node(r.node).PodCIDRs {
 		r.ranges = append(r.ranges, s.View().ForRange(r.node, p, v1beta1.AddressPodCIDR).Exports)
 	}
@@ -321,6 +370,10 @@ func (r *reconciler) sessions() []bgp.Session {
 				continue
 			}
 		}
+		if old, had := r.keys[p.Name]; had && old != password {
+			r.events.Eventf(s.BGPPeer(p.Name), nil, corev1.EventTypeNormal, "PasswordChanged", "Peer", "node %s: the session is opened anew with the new password", r.node)
+		}
+		r.keys[p.Name] = password
 		out = append(out, bgp.Session{Peer: r.peer(p, password), Routes: routes[p.Name]})
 	}
 	return out
@@ -330,7 +383,7 @@ func (r *reconciler) sessions() []bgp.Session {
 func (r *reconciler) peer(p *config.Peer, password string) bgp.Peer {
 	out := bgp.Peer{
 		Name: p.Name, LocalASN: p.LocalASN, PeerASN: p.PeerASN, Address: p.Address, Interface: p.Interface, Port: p.Port,
-		Source: p.Source, RouterID: p.RouterID, VRF: p.VRF, HoldTime: bgp.DefaultHoldTime, ConnectTime: defaultConnectTime,
+		Source: p.Source, RouterID: p.RouterID, VRF: p.VRF, HoldTime: bgp.DefaultHoldTime,
 		Password: password, GracefulRestart: p.GracefulRestart, MultiHop: p.MultiHop, TTLSecurity: p.TTLSecurity,
 		Passive: p.Passive, DualStack: p.DualStack, MaxPrefixes: p.MaxPrefixes,
 		Dynamic:        map[string]bgp.Dynamic{"internal": bgp.DynamicInternal, "external": bgp.DynamicExternal}[p.Dynamic],
@@ -352,9 +405,6 @@ func (r *reconciler) peer(p *config.Peer, password string) bgp.Peer {
 	}
 	return out
 }
-
-// defaultConnectTime is the longest time between attempts to connect where none is configured: the API says so.
-const defaultConnectTime = 5 * time.Second
 
 // routerID is the BGP identifier of a node: its IPv4 address, or a number made of its name (RFC 6286 asks only for a
 // number that is unique within the AS).

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -22,12 +23,15 @@ import (
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/announce"
 	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/guard"
+	"github.com/clarionlb/clarion/speaker/holddown"
 	"github.com/clarionlb/clarion/speaker/layer2"
 )
 
-// sinks records the truth that layer 2 and BGP were last given.
+// sinks records the truth that layer 2, BGP and the guard were last given.
 type sinks struct {
 	layer2, bgp string
+	guard       []netip.Prefix
 	layer2Calls int
 }
 
@@ -58,6 +62,10 @@ func (s bgpSink) Set(want []bgp.Session) {
 	s.sinks.bgp = strings.Join(out, "; ")
 }
 
+type guardSink struct{ *sinks }
+
+func (s guardSink) Set(want guard.Want) { s.sinks.guard = want.Prefixes }
+
 // world is a reconciler on node a with a cluster that a test makes up.
 type world struct {
 	t         *testing.T
@@ -65,6 +73,7 @@ type world struct {
 	r         *reconciler
 	informers *informertest.FakeInformers
 	now       time.Time
+	events    *events.FakeRecorder
 	*sinks
 }
 
@@ -75,7 +84,9 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, have: map[string]client.Object{}, informers: &informertest.FakeInformers{Scheme: scheme}, sinks: &sinks{layer2: "never told", bgp: "never told"}}
 	snap := snapshot.New(true)
 	w.r = newReconciler("a", "clarion-system", snap, slog.New(slog.DiscardHandler))
-	w.r.layer2, w.r.bgp, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, func() {}
+	w.r.layer2, w.r.bgp, w.r.guard, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, guardSink{w.sinks}, func() {}
+	w.events = events.NewFakeRecorder(10)
+	w.r.events = w.events
 	if _, err := snap.Watch(t.Context(), w.informers, w.r.poke); err != nil {
 		t.Fatal(err)
 	}
@@ -203,6 +214,9 @@ func TestSinksGetTheWholeTruth(t *testing.T) {
 
 	w.set(&networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}})
 	w.want("a ServiceCIDR", "192.0.2.1 eth0", "tor as 192.0.2.11: 10.96.0.0/16 203.0.113.1/32")
+	if len(w.guard) != 1 || w.guard[0].String() != "10.96.0.0/16" {
+		t.Errorf("guarded: %v, want the announced range", w.guard)
+	}
 
 	w.set(endpoints("api"))
 	w.want("no endpoint", "192.0.2.1 eth0", "tor as 192.0.2.11: 10.96.0.0/16")
@@ -261,6 +275,17 @@ func TestSessionsOfBadPeers(t *testing.T) {
 	w.r.secret("missing", map[string][]byte{"password": []byte("s3cret")}, false)
 	w.step()
 	w.want("the Secret is there", "never told", fmt.Sprintf("good as %s:; nosecret as %s:", id, id))
+
+	w.r.secret("missing", map[string][]byte{"password": []byte("n3w")}, false)
+	w.step()
+	select {
+	case e := <-w.events.Events:
+		if !strings.Contains(e, "PasswordChanged") {
+			t.Errorf("event %q", e)
+		}
+	default:
+		t.Error("no event says that the password was changed")
+	}
 }
 
 // A fellow that this node takes for dead, but that has the better right, is yielded to when it is heard.
@@ -359,5 +384,34 @@ func TestWeightsAreNotChangedTooOften(t *testing.T) {
 	w.r.step(now.Add(weightInterval))
 	if got := w.r.exports[addr][0].Bandwidth / 125e6; got != 8 {
 		t.Errorf("8 endpoints weigh %v in the end", got)
+	}
+}
+
+// A Service whose endpoints come and go is withdrawn at once, and announced again only after a while.
+func TestFlappingServiceIsHeldDown(t *testing.T) {
+	w := newWorld(t)
+	w.r.holddown = holddown.New[netip.Addr](time.Second, time.Minute)
+	w.set(node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
+	inf, _ := w.informers.FakeInformerFor(t.Context(), endpoints("web"))
+	now := w.now
+	at := func(after time.Duration, want bool, nodes ...string) {
+		t.Helper()
+		es := endpoints("web", nodes...)
+		inf.Update(es, es)
+		w.r.step(now.Add(after))
+		if got := len(w.r.exports) > 0; got != want {
+			t.Errorf("after %v: announced %v, want %v", after, got, want)
+		}
+	}
+	at(0, true, "a")
+	at(10*time.Millisecond, false)
+	at(20*time.Millisecond, false, "a")
+	if next := w.r.next(); !next.Equal(now.Add(1020 * time.Millisecond)) {
+		t.Errorf("next look %v later", next.Sub(now))
+	}
+	w.r.step(now.Add(1020 * time.Millisecond))
+	if len(w.r.exports) == 0 {
+		t.Error("not announced when the time is up")
 	}
 }

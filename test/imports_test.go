@@ -27,6 +27,8 @@ func TestImports(t *testing.T) {
 		{"speaker/members", kubernetes},
 		{"speaker/bgp", kubernetes},
 		{"speaker/bfd", append(kubernetes, "github.com/osrg/")},
+		{"speaker/guard", kubernetes},
+		{"speaker/holddown", append(impure, kubernetes...)},
 		{"speaker/route", append(impure, kubernetes...)},
 		{"speaker/announce", impure},
 		{"controller/ipam", impure},

@@ -85,7 +85,7 @@ type BGPPeerSpec struct {
 	// +optional
 	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
 
-	// connectTime is the longest time between attempts to connect, whole seconds, 1s to 65535s. Unset: 5s.
+	// connectTime is the longest time between attempts to connect, whole seconds, 1s to 65535s. Unset: 1s.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}(ms|s|m|h))+)$') && duration(self) >= duration('1s') && duration(self) <= duration('65535s') && duration(self).getMilliseconds() % 1000 == 0",message="connectTime must be whole seconds, between 1s and 65535s"

@@ -39,6 +39,7 @@ type Snapshot struct {
 	objects  objects
 
 	view     announce.View
+	layer2   *announce.Plan // nil when it has to be made anew
 	problems []config.Problem
 	pools    *pool.Set
 	lastPool map[netip.Addr]string // the pool that an address was in when it last was in one
@@ -135,6 +136,9 @@ func (s *Snapshot) Changes() Changes {
 			s.lost[key] = true
 		}
 	}
+	if c.All || len(c.Addrs) > 0 {
+		s.layer2 = nil
+	}
 	c.Services = slices.Collect(maps.Keys(s.lost))
 	s.dirty, s.lost, s.dirtyAll = map[netip.Addr]bool{}, map[string]bool{}, false
 	return c
@@ -156,6 +160,22 @@ func (s *Snapshot) MarkAll() { s.dirtyAll = true }
 
 // View is the cluster as of the last Changes.
 func (s *Snapshot) View() *announce.View { return &s.view }
+
+// Layer2 is who owns which address on the local network, as of the last Changes. A change to one address can move others.
+func (s *Snapshot) Layer2() *announce.Plan {
+	if s.layer2 == nil {
+		claims := map[netip.Addr][]announce.Claim{}
+		for _, addrs := range s.claimed {
+			for addr, types := range addrs {
+				if claims[addr] == nil && slices.Contains(types, v1beta1.AddressLoadBalancerIP) {
+					claims[addr] = s.ClaimsOn(addr)
+				}
+			}
+		}
+		s.layer2 = s.view.PlanLayer2(claims)
+	}
+	return s.layer2
+}
 
 // Problems are those of the configuration objects as of the last Changes.
 func (s *Snapshot) Problems() []config.Problem { return s.problems }
@@ -207,7 +227,7 @@ func (s *Snapshot) service(key string, svc *corev1.Service) {
 		return
 	}
 	next := &announce.Service{
-		Namespace: svc.Namespace, Name: svc.Name, Labels: svc.Labels,
+		Namespace: svc.Namespace, Name: svc.Name, Labels: svc.Labels, Created: svc.CreationTimestamp.Time,
 		LocalExternal: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		LocalInternal: svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}
@@ -216,7 +236,7 @@ func (s *Snapshot) service(key string, svc *corev1.Service) {
 	} else {
 		next.Endpoints4, next.Endpoints6 = sumEndpoints(s.slices[key])
 	}
-	changed := old == nil || !maps.Equal(old.Labels, next.Labels) || old.LocalExternal != next.LocalExternal || old.LocalInternal != next.LocalInternal
+	changed := old == nil || !old.Created.Equal(next.Created) || !maps.Equal(old.Labels, next.Labels) || old.LocalExternal != next.LocalExternal || old.LocalInternal != next.LocalInternal
 	s.services[key] = next
 	s.claims(key, s.addressesOf(svc))
 	if changed {

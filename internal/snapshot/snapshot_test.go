@@ -225,3 +225,50 @@ func TestRandomEvents(t *testing.T) {
 		}
 	}
 }
+
+// Owners on the local network are planned for all addresses together, anew when something has changed, and for the oldest
+// Services first.
+func TestLayer2(t *testing.T) {
+	s := known()
+	for _, n := range []string{"a", "b"} {
+		s.node(n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}})
+	}
+	s.Fellows(map[string]Fellow{"a": {}, "b": {}})
+	s.objects.l2["all"] = &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
+	s.dirtyConfig = true
+	const n = 12
+	for i := range n {
+		key := fmt.Sprintf("default/web%d", i)
+		svc := loadBalancer(fmt.Sprint("web", i), fmt.Sprintf("192.0.2.%d", n-i))
+		svc.CreationTimestamp = metav1.Unix(int64(i), 0)
+		s.endpointSlice(key, "x", slice(endpoint("a", nil, nil, nil)))
+		s.service(key, svc)
+	}
+	s.Changes()
+	plan := s.Layer2()
+	if s.Changes(); s.Layer2() != plan {
+		t.Error("a new plan though nothing has changed")
+	}
+	owners := map[netip.Addr]string{}
+	for i := range n {
+		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
+		if owners[addr], _ = plan.Owner(addr); owners[addr] == "" {
+			t.Errorf("nobody owns %s: %s", addr, plan.Explain(addr).Why)
+		}
+	}
+	if owner, _ := plan.Owner(netip.MustParseAddr("10.96.0.1")); owner != "" {
+		t.Errorf("%s owns a ClusterIP", owner)
+	}
+
+	// The youngest Service is the last in the order, with whatever address: no other moves when it goes.
+	s.service(fmt.Sprintf("default/web%d", n-1), nil)
+	s.Changes()
+	if s.Layer2() == plan {
+		t.Fatal("the same plan though a Service is gone")
+	}
+	for addr, was := range owners {
+		if is, _ := s.Layer2().Owner(addr); is != was && addr != netip.MustParseAddr("192.0.2.1") {
+			t.Errorf("%s has moved from %s to %s", addr, was, is)
+		}
+	}
+}

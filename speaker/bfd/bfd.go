@@ -102,9 +102,9 @@ func (d Diag) String() string {
 // Status is how a session is.
 type Status struct {
 	Peer
-	// State of this side, and Since when.
-	State State
-	Since time.Time
+	// State of this side, Since when, and what it Was before.
+	State, Was State
+	Since      time.Time
 	// Diag is why the session last left Up; RemoteDiag is what the peer last gave as its own reason.
 	Diag, RemoteDiag Diag
 	// RemoteState is the state that the peer reported last.

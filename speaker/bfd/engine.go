@@ -72,6 +72,7 @@ type session struct {
 	Peer
 	*machine
 	since      time.Time
+	was        State // before since
 	ups, downs uint64
 	problem    string
 	sent       time.Time // the last packet, zero for none
@@ -135,7 +136,7 @@ func (c *Client) Status() []Status {
 
 func (s *session) status() Status {
 	st := Status{
-		Peer: s.Peer, State: s.state, Since: s.since, Diag: s.diag, RemoteDiag: s.remoteDiag, RemoteState: s.remoteState,
+		Peer: s.Peer, State: s.state, Was: s.was, Since: s.since, Diag: s.diag, RemoteDiag: s.remoteDiag, RemoteState: s.remoteState,
 		Transmit: s.interval(), Detection: s.detection(), Ups: s.ups, Downs: s.downs, Problem: s.problem,
 	}
 	if s.heard.IsZero() {
@@ -198,7 +199,7 @@ func (r *Runner) work(f func(*Runner) []change) {
 
 // changedState notes that a session has just changed its state from before.
 func (r *Runner) changedState(s *session, before State, now time.Time) change {
-	s.since = now
+	s.since, s.was = now, before
 	args := []any{"peer", s.Remote, "state", s.state, "diag", s.diag, "remoteState", s.remoteState, "remoteDiag", s.remoteDiag}
 	switch {
 	case s.state == Up:

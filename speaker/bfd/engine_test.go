@@ -60,18 +60,21 @@ func (s *fakeSocket) send(b []byte, local, remote netip.Addr) error {
 		times = 2
 	}
 	for range times {
-		var d time.Duration
-		if n.delay > 0 {
-			d = time.Duration(n.rand.Int64N(int64(n.delay)))
+		if n.delay == 0 {
+			n.deliver(remote, in)
+			continue
 		}
-		time.AfterFunc(d, func() { n.deliver(remote, in) })
+		time.AfterFunc(time.Duration(n.rand.Int64N(int64(n.delay))), func() {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.deliver(remote, in)
+		})
 	}
 	return nil
 }
 
+// deliver hands over a packet. n.mu is held.
 func (n *network) deliver(to netip.Addr, in received) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	s := n.sockets[to]
 	if s == nil || n.cut {
 		return

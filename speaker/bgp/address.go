@@ -1,7 +1,6 @@
 package bgp
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -72,7 +71,7 @@ func onLink(remote netip.Addr) bool {
 	return err == nil && len(routes) > 0 && routes[0].Gw == nil && len(routes[0].MultiPath) == 0
 }
 
-// neighbours are the addresses of the interface that has the address local, those first that are best as a next hop.
+// neighbours are the global addresses of the interface that has the address local; none if there is no such interface.
 func neighbours(local netip.Addr) ([]netip.Addr, error) {
 	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -83,9 +82,6 @@ func neighbours(local netip.Addr) ([]netip.Addr, error) {
 		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == local.WithZone("") && (local.Zone() == "" || zoneIs(local.Zone(), a.LinkIndex)) {
 			link = a.LinkIndex
 		}
-	}
-	if link < 0 {
-		return nil, errors.New("no interface has the address " + local.String())
 	}
 	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
 	var addrs []netip.Addr

@@ -116,6 +116,8 @@ type Config struct {
 	// OnChange, if not nil, is called after the Status of a session has changed, except for its counters. It must
 	// return soon and may call Status.
 	OnChange func()
+	// OnUpdate, if not nil, is called with the name of a peer after an UPDATE was written to it. It must return soon.
+	OnUpdate func(peer string)
 	// BFD runs the BFD sessions that peers ask for. Nil: such peers have none, and their Status says so.
 	BFD *bfd.Runner
 	// ListenPort is where Passive peers connect to, 0 for 179.
@@ -193,6 +195,13 @@ func (s *Speaker) Run(ctx context.Context) error {
 	return nil
 }
 
+// report tells that the status of a session has changed.
+func (s *Speaker) report() {
+	if s.config.OnChange != nil {
+		s.config.OnChange()
+	}
+}
+
 // reconcile makes the sessions those of s.want. A replaced session is over, and its connection closed, before the next
 // one of its name connects: a router takes two for a collision.
 func (s *Speaker) reconcile(all *sync.WaitGroup) {
@@ -214,8 +223,7 @@ func (s *Speaker) reconcile(all *sync.WaitGroup) {
 			delete(s.sessions, name)
 			s.ending[name] = ses.done
 		case w.Peer != ses.peer:
-			ses.stop(endOfVersion)
-			next := newSession(s, w.Peer, ses.done)
+			next := ses.replace(w.Peer)
 			next.setRoutes(w.Routes)
 			s.sessions[name] = next
 			all.Go(next.run)

@@ -22,7 +22,7 @@ import (
 )
 
 // libraryGlobals guards variables of the library's packages that StartBgp writes, always with the same values, and that
-// adding and deleting paths reads, in any of its servers.
+// any server reads when it adds, deletes or sends paths.
 var libraryGlobals sync.RWMutex
 
 // batch is how many paths the library gets at a time, so that it goes on serving the session in between.
@@ -131,6 +131,28 @@ func (l *library) connect() (*net.TCPConn, error) {
 	return c, nil
 }
 
+// establish calls start, which is to make the session established, and waits until it is. A path that is added while the
+// library is on the way there would be lost: it is too late for the first routes and too early to be sent on its own.
+func (l *library) establish(start func() error) error {
+	libraryGlobals.RLock()
+	defer libraryGlobals.RUnlock()
+	if err := start(); err != nil {
+		return err
+	}
+	return l.await(stateEstablished)
+}
+
+// refresh sends every route again (RFC 2918).
+func (l *library) refresh() error {
+	libraryGlobals.RLock()
+	defer libraryGlobals.RUnlock()
+	err := l.server.ResetPeer(context.Background(), &api.ResetPeerRequest{Address: l.relay.String(), Soft: true, Direction: api.ResetPeerRequest_DIRECTION_OUT})
+	if err != nil {
+		return fmt.Errorf("send routes again: %w", err)
+	}
+	return nil
+}
+
 // disconnect ends the session of the library. Its routes stay.
 func (l *library) disconnect() {
 	if l.relay.IsValid() {
@@ -145,8 +167,7 @@ func (l *library) stop() {
 	l.server.Stop()
 }
 
-// await waits until the session is in a state that it is about to enter. A path that is added while the library enters
-// Established would be lost: it is too late for the first routes and too early to be sent on its own.
+// await waits until the session is in a state that it is about to enter.
 func (l *library) await(state api.PeerState_SessionState) error {
 	for range 5000 {
 		if p := l.state(); p != nil && p.State.SessionState == state {

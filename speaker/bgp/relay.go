@@ -21,6 +21,8 @@ const (
 	openWait = 20 * time.Second
 	// sendHold is how long the peer may take nothing off the connection before it is closed (RFC 9687 section 3).
 	sendHold = 8 * time.Minute
+	// quiet is how long the library, when asked to, says nothing only if it has nothing to say.
+	quiet = 20 * time.Millisecond
 )
 
 // Counters count messages by type.
@@ -52,7 +54,8 @@ func (c *counters) load() Counters {
 }
 
 // relay carries the messages of one TCP connection between the peer and the library. It hands on as little as possible:
-// to the library an OPEN of our making, KEEPALIVE and ROUTE-REFRESH; to the peer what the library says.
+// to the library an OPEN of our making, and a KEEPALIVE for each message; to the peer an OPEN of our making, and then what
+// the library says.
 type relay struct {
 	wire, lib net.Conn
 	fromWire  *bufio.Reader
@@ -60,7 +63,8 @@ type relay struct {
 	buf       [maxMessage]byte // what receive has read
 	in, out   *counters        // of the session, across connections
 	max       uint32           // prefixes that the peer may announce, 0 for no limit
-	alive     chan struct{}    // closed when the peer's first KEEPALIVE has been handed on
+	refresh   chan struct{}    // the peer wants all routes again
+	onUpdate  func()           // an UPDATE has been written; nil for no interest
 
 	closing sync.Once
 	writing sync.Mutex // held while writing, which may take long
@@ -74,7 +78,7 @@ type relay struct {
 
 func newRelay(wire net.Conn, in, out *counters, limit uint32) *relay {
 	return &relay{
-		wire: wire, in: in, out: out, max: limit, alive: make(chan struct{}),
+		wire: wire, in: in, out: out, max: limit, refresh: make(chan struct{}, 1),
 		fromWire: bufio.NewReaderSize(wire, 1<<16), toWire: bufio.NewWriterSize(wire, 1<<16),
 		sent4: map[netip.Prefix]struct{}{}, sent6: map[netip.Prefix]struct{}{}, received: map[netip.Prefix]struct{}{},
 	}
@@ -89,9 +93,7 @@ func (r *relay) open(ours open) (open, error) {
 	if err := r.send(b, true, sendHold); err != nil {
 		return open{}, err
 	}
-	r.wire.SetReadDeadline(time.Now().Add(openWait))
-	defer r.wire.SetReadDeadline(time.Time{})
-	msg, typ, err := r.receive()
+	msg, typ, err := r.receiveWithin(openWait)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return open{}, fmt.Errorf("no OPEN from the peer within %s", openWait)
 	}
@@ -104,8 +106,9 @@ func (r *relay) open(ours open) (open, error) {
 	return parseOpen(msg)
 }
 
-// introduce plays the peer's OPEN to the library, on the connection lib, and throws away the library's own.
-func (r *relay) introduce(lib net.Conn, theirs open) error {
+// introduce plays the peer's OPEN to the library, on the connection lib, throws away the library's own, and waits for the
+// peer's KEEPALIVE, which makes the session established, within the time that it may be silent for.
+func (r *relay) introduce(lib net.Conn, theirs open, silence time.Duration) error {
 	r.lib, r.fromLib = lib, bufio.NewReaderSize(lib, 1<<16)
 	b, err := theirs.bytes()
 	if err != nil {
@@ -114,15 +117,45 @@ func (r *relay) introduce(lib net.Conn, theirs open) error {
 	if _, err := r.lib.Write(b); err != nil {
 		return fmt.Errorf("write to the library: %w", err)
 	}
-	var buf [maxMessage]byte
-	_, typ, err := readMessage(r.fromLib, &buf)
-	if err == nil && typ != bgp.BGP_MSG_OPEN {
-		err = fmt.Errorf("message of type %d instead of OPEN", typ)
+	for _, want := range []uint8{bgp.BGP_MSG_OPEN, bgp.BGP_MSG_KEEPALIVE} {
+		msg, typ, err := readMessage(r.fromLib, new([maxMessage]byte))
+		switch {
+		case err != nil:
+			return fmt.Errorf("read from the library: %w", err)
+		case typ == bgp.BGP_MSG_NOTIFICATION:
+			return parseNotification(msg, true)
+		case typ != want:
+			return fmt.Errorf("the library sends a message of type %d instead of %d", typ, want)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("read from the library: %w", err)
+	if err := r.send(keepalive, true, sendHold); err != nil {
+		return err
+	}
+	_, typ, err := r.receiveWithin(silence)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return notify(4, 0, nil)
+	case err != nil:
+		return err
+	case typ != bgp.BGP_MSG_KEEPALIVE:
+		return notify(5, 2, []byte{typ})
 	}
 	return nil
+}
+
+// start tells the library that the session is established.
+func (r *relay) start() error {
+	if _, err := r.lib.Write(keepalive); err != nil {
+		return fmt.Errorf("write to the library: %w", err)
+	}
+	return nil
+}
+
+// receiveWithin is receive that fails with os.ErrDeadlineExceeded after some time.
+func (r *relay) receiveWithin(d time.Duration) (msg []byte, typ uint8, err error) {
+	r.wire.SetReadDeadline(time.Now().Add(d))
+	defer r.wire.SetReadDeadline(time.Time{})
+	return r.receive()
 }
 
 // receive reads a message of the peer. A NOTIFICATION is returned as an error.
@@ -131,8 +164,10 @@ func (r *relay) receive() (msg []byte, typ uint8, err error) {
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, 0, errors.New("the peer closed the connection")
-	case err != nil:
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, 0, err
+	case err != nil:
+		return nil, 0, plain(err)
 	}
 	r.in.count(typ)
 	if typ == bgp.BGP_MSG_NOTIFICATION {
@@ -156,12 +191,13 @@ func (r *relay) send(msg []byte, urgent bool, within time.Duration) error {
 	if err == nil {
 		r.out.count(msg[18])
 	}
-	return err
+	return plain(err)
 }
 
-// inbound relays what the peer sends until the connection or the session ends. The error says why.
+// inbound relays what the peer sends until the connection or the session ends. The error says why, nil if the library
+// has ended it.
 func (r *relay) inbound() error {
-	for first := true; ; {
+	for {
 		msg, typ, err := r.receive()
 		if err != nil {
 			return err
@@ -173,18 +209,15 @@ func (r *relay) inbound() error {
 			if err := r.count(msg); err != nil {
 				return err
 			}
-			msg = keepalive // it shows that the peer is alive, and that is all the library needs to know of it
 		case bgp.BGP_MSG_ROUTE_REFRESH:
 			if len(msg) != headerLen+4 { // outbound route filters (RFC 5291) were not offered
 				return notify(7, 1, msg)
 			}
+			poke(r.refresh)
 		}
-		if _, err := r.lib.Write(msg); err != nil {
-			return fmt.Errorf("write to the library: %w", err)
-		}
-		if first && typ == bgp.BGP_MSG_KEEPALIVE {
-			first = false
-			close(r.alive)
+		// Whatever it is shows that the peer is alive, and that is all the library needs to know of it.
+		if _, err := r.lib.Write(keepalive); err != nil {
+			return nil // the library has ended the session, and outbound has the reason
 		}
 	}
 }
@@ -220,8 +253,12 @@ func (r *relay) outbound() error {
 		if typ == bgp.BGP_MSG_UPDATE {
 			r.note(msg)
 		}
-		if err := r.send(msg, r.fromLib.Buffered() == 0, sendHold); err != nil {
+		last := r.fromLib.Buffered() == 0
+		if err := r.send(msg, last, sendHold); err != nil {
 			return err
+		}
+		if last && typ == bgp.BGP_MSG_UPDATE && r.onUpdate != nil {
+			r.onUpdate()
 		}
 	}
 }
@@ -255,7 +292,19 @@ func (r *relay) closeFor(err error) {
 	}
 	r.wire.Close()
 	if r.lib != nil {
-		r.lib.Close()
+		r.lib.SetReadDeadline(time.Now()) // ends outbound
+	}
+}
+
+// drain throws away what the library still has to say to a peer that is gone. A session that is taken from it while it
+// has messages to send leaves a goroutine of the library behind, with those messages.
+func (r *relay) drain(lib net.Conn) {
+	var buf [maxMessage]byte
+	for {
+		lib.SetReadDeadline(time.Now().Add(quiet))
+		if _, err := lib.Read(buf[:]); err != nil {
+			return
+		}
 	}
 }
 

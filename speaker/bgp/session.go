@@ -24,7 +24,7 @@ import (
 
 const (
 	// refusedWait is the time between attempts when the peer answers but refuses the session.
-	refusedWait = 2 * time.Second
+	refusedWait = 1500 * time.Millisecond
 	// movedCheck is how often the address of a peer that is not configured is looked up again.
 	movedCheck = 2 * time.Second
 )
@@ -50,14 +50,14 @@ type session struct {
 	bfdDown chan string     // BFD went down, and why
 	ctx     context.Context // ends when the session is to end
 	cancel  context.CancelFunc
-	in, out counters
+	in, out *counters // go on across sessions of the same name
 
 	mu     sync.Mutex
 	how    ending
 	routes []route.Route
 	status SessionStatus
+	logged string // the last reason for not coming up that was logged
 	relay  *relay // of the established session, nil without one
-	bfd    bfd.State
 }
 
 func newSession(s *Speaker, p Peer, after <-chan struct{}) *session {
@@ -65,8 +65,32 @@ func newSession(s *Speaker, p Peer, after <-chan struct{}) *session {
 	return &session{
 		speaker: s, peer: p, log: s.config.Log.With("peer", p.Name), after: after,
 		done: make(chan struct{}), changed: make(chan struct{}, 1), bfdDown: make(chan string, 1),
-		ctx: ctx, cancel: cancel,
+		ctx: ctx, cancel: cancel, in: &counters{}, out: &counters{},
 		status: SessionStatus{Peer: p.Name, Address: p.Address, Since: time.Now()},
+	}
+}
+
+// replace is the session that follows when the Peer changes to p.
+func (s *session) replace(p Peer) *session {
+	how := endOfPeer
+	if p.place() == s.peer.place() {
+		how = endOfVersion
+	}
+	s.stop(how)
+	next := newSession(s.speaker, p, s.done)
+	next.in, next.out = s.in, s.out
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next.status.Ups = s.status.Ups
+	return next
+}
+
+// place is what of a Peer says where the session is. Only between the same ends does the router take the next session for
+// a continuation of this one.
+func (p Peer) place() Peer {
+	return Peer{
+		LocalASN: p.LocalASN, Address: p.Address, Interface: p.Interface, DefaultGateway: p.DefaultGateway, Port: p.Port,
+		Source: p.Source, VRF: p.VRF,
 	}
 }
 
@@ -109,14 +133,28 @@ func (s *session) snapshot() SessionStatus {
 	return st
 }
 
-// update changes the status and reports it.
+// update changes the status, and reports it if it is another then.
 func (s *session) update(f func(*SessionStatus)) {
 	s.mu.Lock()
+	before := s.status
 	f(&s.status)
+	changed := s.status != before
 	s.mu.Unlock()
-	if s.speaker.config.OnChange != nil {
-		s.speaker.config.OnChange()
+	if changed {
+		s.speaker.report()
 	}
+}
+
+// during shows a state that should pass at once, but only if it does not: a session that is tried again and again
+// would change its status each time.
+func (s *session) during(state State) (over func() bool) {
+	return time.AfterFunc(time.Second, func() {
+		s.update(func(st *SessionStatus) {
+			if st.State < state {
+				st.State = state
+			}
+		})
+	}).Stop
 }
 
 // check says why the Peer cannot have a session, nil if it can.
@@ -177,6 +215,7 @@ func (s *session) run() {
 		}
 	}()
 	if err := s.peer.check(); err != nil {
+		s.speaker.watch(s, nil)
 		s.fail(Idle, err)
 		<-s.ctx.Done()
 		return
@@ -192,6 +231,9 @@ func (s *session) run() {
 	defer k.close()
 	for s.ctx.Err() == nil {
 		wait := k.attempt()
+		if routers != nil {
+			routers.ask()
+		}
 		select {
 		case <-s.ctx.Done():
 		case <-time.After(wait):
@@ -273,7 +315,7 @@ func (k *keeper) locate() (netip.Addr, error) {
 // connect opens the TCP connection, or waits for the peer to open it.
 func (k *keeper) connect(remote netip.Addr) (*net.TCPConn, error) {
 	if !k.peer.Passive {
-		k.update(func(st *SessionStatus) { st.State = Connect })
+		k.update(func(st *SessionStatus) { st.State = max(st.State, Connect) })
 		// Short attempts: the SYN that the kernel repeats after one second, then two, comes too late for a peer that is
 		// back by then.
 		c, err := dial(k.ctx, k.peer, remote, time.Second)
@@ -329,35 +371,48 @@ func explain(err error, p Peer) error {
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		return errors.New("no route to the peer, or no answer to ARP or neighbor discovery")
 	}
+	return plain(err)
+}
+
+// plain is err without addresses of the connection, whose port is another each time.
+func plain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
 	return err
 }
 
 // hold runs the session on a connection until it ends, and says why, and whether it was established.
 func (k *keeper) hold(wire *net.TCPConn, remote netip.Addr) (wasUp bool, err error) {
-	r := newRelay(wire, &k.in, &k.out, k.peer.MaxPrefixes)
+	r := newRelay(wire, k.in, k.out, k.peer.MaxPrefixes)
+	if f := k.speaker.config.OnUpdate; f != nil {
+		r.onUpdate = func() { f(k.peer.Name) }
+	}
 	// A session that is to end does not sit out a handshake.
-	stop := context.AfterFunc(k.ctx, func() { wire.SetReadDeadline(time.Now()) })
+	interrupt := context.AfterFunc(k.ctx, func() { wire.Close() })
+	defer interrupt()
 	defer func() { r.close(err) }() // for what fails early
 	local := wire.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
-	k.update(func(st *SessionStatus) { st.State, st.Local = OpenSent, local })
+	over := k.during(OpenSent)
+	defer func() { over() }()
 	theirs, err := r.open(k.ourOpen(remote))
 	if err != nil {
-		stop()
 		return false, err
 	}
 	if err := k.acceptable(theirs); err != nil {
-		stop()
 		return false, err
-	}
-	if !stop() {
-		return false, k.ctx.Err()
 	}
 
 	internal := theirs.asn == k.peer.LocalASN
 	carries := func(f bgp.Family) bool { return slices.Contains(k.peer.families(remote), f) && theirs.carries(f) }
 	v4, v6 := carries(bgp.RF_IPv4_UC), carries(bgp.RF_IPv6_UC)
 	if !v4 && !v6 {
-		return false, notify(2, 7, nil) // RFC 5492 section 5
+		var missing []byte // the capabilities that would do, as in an OPEN (RFC 5492 section 5)
+		for _, f := range k.peer.families(remote) {
+			missing = append(missing, byte(bgp.BGP_CAP_MULTIPROTOCOL), 4, byte(f.Afi()>>8), byte(f.Afi()), 0, f.Safi())
+		}
+		return false, notify(2, 7, missing)
 	}
 	addrs, err := neighbours(local)
 	if err != nil {
@@ -377,31 +432,39 @@ func (k *keeper) hold(wire *net.TCPConn, remote netip.Addr) (wasUp bool, err err
 	if err != nil {
 		return false, err
 	}
-	defer k.lib.disconnect()
-	if err := r.introduce(lib, k.forLibrary(theirs)); err != nil {
+	var pumps sync.WaitGroup
+	defer func() {
+		r.close(err)
+		pumps.Wait()
+		r.drain(lib)
+		k.lib.disconnect()
 		lib.Close()
+	}()
+	over()
+	over = k.during(OpenConfirm)
+	silence := openWait
+	if h := min(k.peer.HoldTime, theirs.hold); h > 0 {
+		silence = min(silence, h)
+	}
+	if err := r.introduce(lib, k.forLibrary(theirs), silence); err != nil {
 		return false, err
 	}
-	k.update(func(st *SessionStatus) { st.State = OpenConfirm })
 
 	ended := make(chan error, 2)
-	var pumps sync.WaitGroup
-	pumps.Go(func() { ended <- r.inbound() })
 	pumps.Go(func() { ended <- r.outbound() })
-	defer pumps.Wait()
-	defer func() { r.close(err) }()
-
-	select {
-	case <-r.alive:
-	case err := <-ended:
-		return false, err
-	case <-k.ctx.Done():
-		return false, notify(6, 3, nil)
-	}
-	if err := k.lib.await(stateEstablished); err != nil {
+	if err := k.lib.establish(r.start); err != nil {
 		return false, err
 	}
-	if err := k.up(r, theirs, hops, v4, v6); err != nil {
+	pumps.Go(func() {
+		if err := r.inbound(); err != nil {
+			ended <- err
+		}
+	})
+	if !interrupt() {
+		return false, k.ctx.Err()
+	}
+	over()
+	if err := k.up(r, theirs, local, hops, v4, v6); err != nil {
 		return false, err
 	}
 	err = k.serve(r, remote, hops, internal, ended)
@@ -423,6 +486,10 @@ func (k *keeper) serve(r *relay, remote netip.Addr, hops nextHops, internal bool
 			return err
 		case <-k.changed:
 			if err := k.announce(hops, internal, false); err != nil {
+				return err
+			}
+		case <-r.refresh:
+			if err := k.lib.refresh(); err != nil {
 				return err
 			}
 		case why := <-k.bfdDown:
@@ -476,7 +543,7 @@ func (k *keeper) announce(hops nextHops, internal, leaving bool) error {
 	want := make(map[netip.Prefix]path, len(routes))
 	for _, r := range routes {
 		hop := hops.of(r.Prefix)
-		if !hop.IsValid() {
+		if !r.Prefix.IsValid() || !hop.IsValid() {
 			continue
 		}
 		if leaving { // RFC 8326 section 4: the community for the peer, and preferences for routers that ignore it
@@ -484,7 +551,7 @@ func (k *keeper) announce(hops nextHops, internal, leaving bool) error {
 			r.Attrs = r.Attrs.Merge(route.Attrs{Communities: []route.Community{route.GracefulShutdown}})
 			r.LocalPref, r.MED = &lowest, &highest
 		}
-		want[r.Prefix] = path{r.Attrs, hop}
+		want[r.Prefix.Masked()] = path{r.Attrs, hop}
 	}
 	return k.lib.set(want, internal)
 }
@@ -538,7 +605,7 @@ func (k *keeper) forLibrary(theirs open) open {
 }
 
 // up takes note of a session that is established now.
-func (k *keeper) up(r *relay, theirs open, hops nextHops, v4, v6 bool) error {
+func (k *keeper) up(r *relay, theirs open, local netip.Addr, hops nextHops, v4, v6 bool) error {
 	hold, keepalive, err := k.lib.negotiated()
 	if err != nil {
 		return err
@@ -552,10 +619,10 @@ func (k *keeper) up(r *relay, theirs open, hops nextHops, v4, v6 bool) error {
 	default:
 	}
 	k.mu.Lock()
-	k.relay = r
+	k.relay, k.logged = r, ""
 	k.mu.Unlock()
 	k.update(func(st *SessionStatus) {
-		st.State, st.Since, st.Ups = Established, time.Now(), st.Ups+1
+		st.State, st.Local, st.Since, st.Ups = Established, local, time.Now(), st.Ups+1
 		st.PeerASN, st.PeerRouterID, st.IPv4, st.IPv6 = theirs.asn, theirs.id, v4, v6
 		st.HoldTime, st.Keepalive = hold, keepalive
 		st.GracefulRestart = k.peer.GracefulRestart > 0 && theirs.restart != nil
@@ -575,7 +642,11 @@ func (k *keeper) down(err error) {
 	if err == nil {
 		err = errors.New("restart of the session")
 	}
-	k.log.Warn("BGP session is down", "reason", err)
+	level := slog.LevelWarn
+	if k.ctx.Err() != nil { // as wanted
+		level = slog.LevelInfo
+	}
+	k.log.Log(context.Background(), level, "BGP session is down", "reason", err)
 	k.mu.Lock()
 	k.relay = nil
 	k.mu.Unlock()
@@ -587,10 +658,11 @@ func (k *keeper) down(err error) {
 // fail takes note of why there is no session. A reason that stays the same is logged once.
 func (s *session) fail(state State, err error) {
 	s.mu.Lock()
-	same := s.status.LastError == err.Error() && s.status.State <= Active
+	same := s.logged == err.Error()
+	s.logged = err.Error()
 	s.mu.Unlock()
 	if !same {
 		s.log.Warn("BGP session does not come up", "reason", err)
 	}
-	s.update(func(st *SessionStatus) { st.State, st.Local, st.LastError = state, netip.Addr{}, err.Error() })
+	s.update(func(st *SessionStatus) { st.State, st.LastError = state, err.Error() })
 }

@@ -12,8 +12,8 @@ import (
 // State is the state of a session (RFC 4271 section 8.2.2).
 type State uint8
 
-// Connect is an attempt to connect that is under way, Active is waiting for the next one or for a passive peer, Idle is
-// a session that cannot be tried, for the reason in LastError.
+// Connect is the first attempt to connect, Active are further ones, or waiting for the peer to connect; Idle is a session
+// that cannot be tried, for the reason in LastError. OpenSent and OpenConfirm show only if they last.
 const (
 	Idle State = iota
 	Connect

@@ -28,14 +28,15 @@ var (
 // routers finds the router behind an interface by its router advertisements (RFC 4861), and makes this node known by
 // its own. They offer nothing: their router lifetime is 0, so that no host takes the node for a default gateway.
 type routers struct {
-	name string // of the interface
+	name  string        // of the interface
+	asked chan struct{} // the router heard last does not answer; there may be another
 
 	mu   sync.Mutex
 	addr netip.Addr // heard last, with its zone
 	err  error      // why none can be heard
 }
 
-func newRouters(name string) *routers { return &routers{name: name} }
+func newRouters(name string) *routers { return &routers{name: name, asked: make(chan struct{}, 1)} }
 
 // latest is the link-local address of the router that was heard last.
 func (r *routers) latest() (netip.Addr, error) {
@@ -49,6 +50,9 @@ func (r *routers) latest() (netip.Addr, error) {
 	}
 	return r.addr, nil
 }
+
+// ask makes the routers on the link say where they are.
+func (r *routers) ask() { poke(r.asked) }
 
 func (r *routers) set(addr netip.Addr, err error) {
 	r.mu.Lock()
@@ -121,17 +125,19 @@ func (r *routers) listen(conn *ndp.Conn, solicited chan<- struct{}) error {
 	}
 }
 
-// advertise sends advertisements and solicitations until ctx or the connection ends. It returns after listen has.
-func (r *routers) advertise(ctx context.Context, conn *ndp.Conn, mac net.HardwareAddr, solicited <-chan struct{}, ended <-chan error) error {
+// advertise sends advertisements, at once when a solicitation was heard, and solicitations while there is no router,
+// until ctx or the connection ends. It returns after listen has.
+func (r *routers) advertise(ctx context.Context, conn *ndp.Conn, mac net.HardwareAddr, heard <-chan struct{}, ended <-chan error) error {
 	var options []ndp.Option
 	if len(mac) == 6 {
 		options = []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: mac}}
 	}
 	ra, rs := &ndp.RouterAdvertisement{Options: options}, &ndp.RouterSolicitation{Options: options}
+	search := true
 	for {
 		err := conn.WriteTo(ra, nil, allNodes)
 		interval := restInterval
-		if _, unheard := r.latest(); unheard != nil {
+		if _, unheard := r.latest(); search || unheard != nil {
 			interval = searchInterval
 			err = errors.Join(err, conn.WriteTo(rs, nil, allRouters))
 		}
@@ -140,23 +146,27 @@ func (r *routers) advertise(ctx context.Context, conn *ndp.Conn, mac net.Hardwar
 			<-ended
 			return fmt.Errorf("advertise on %s: %w", r.name, err)
 		}
-		select {
-		case <-time.After(interval):
-		case <-solicited:
-			// At most one multicast advertisement in three seconds (RFC 4861 section 6.2.6), but a router that has just
-			// started need not wait for that long.
+		search = false
+		// No more often than once in searchInterval. RFC 4861 section 6.2.6 asks for three seconds, but a router that has
+		// just started need not wait for that long.
+		pause, solicited, asked := time.After(searchInterval), (<-chan struct{})(nil), (<-chan struct{})(nil)
+		for rest, waiting := time.After(interval), true; waiting; {
 			select {
-			case <-time.After(searchInterval):
+			case <-pause:
+				solicited, asked = heard, r.asked
+			case <-solicited:
+				waiting = false
+			case <-asked:
+				search, waiting = true, false
+			case <-rest:
+				waiting = false
+			case err := <-ended:
+				return err
 			case <-ctx.Done():
+				conn.Close()
+				<-ended
+				return ctx.Err()
 			}
-		case err := <-ended:
-			return err
-		case <-ctx.Done():
-		}
-		if ctx.Err() != nil {
-			conn.Close()
-			<-ended
-			return ctx.Err()
 		}
 	}
 }

@@ -15,7 +15,7 @@ func (s *session) watchPath(remote netip.Addr) {
 		return
 	}
 	local := s.peer.Source
-	if !local.IsValid() {
+	if !local.IsValid() && s.peer.VRF == "" { // in a VRF the kernel chooses for each packet
 		var err error
 		if local, err = localFor(remote); err != nil {
 			return // there is no route; the attempt to connect says so
@@ -58,10 +58,11 @@ func (s *Speaker) bfdChanged(st bfd.Status) {
 		}
 	}
 	s.bfdMu.Unlock()
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, name := range names {
-		if ses := s.sessions[name]; ses != nil {
+		s.mu.Lock()
+		ses := s.sessions[name]
+		s.mu.Unlock()
+		if ses != nil {
 			ses.bfdChanged(st)
 		}
 	}
@@ -70,17 +71,13 @@ func (s *Speaker) bfdChanged(st bfd.Status) {
 // bfdChanged takes note of the state of the BFD session. When it goes down, so does the BGP session, unless it was the
 // peer's wish to end BFD only (RFC 5882 section 4.2).
 func (s *session) bfdChanged(st bfd.Status) {
-	s.mu.Lock()
-	was := s.bfd
-	s.bfd = st.State
-	s.mu.Unlock()
-	if was == bfd.Up && st.State != bfd.Up && st.RemoteState != bfd.AdminDown {
+	if st.Was == bfd.Up && st.State != bfd.Up && st.RemoteState != bfd.AdminDown {
 		select {
 		case s.bfdDown <- st.Diag.String():
 		default:
 		}
 	}
-	s.update(func(*SessionStatus) {}) // Status asks BFD
+	s.speaker.report()
 }
 
 // bfdStatus is the status of the BFD session beside each BGP session that has one, by name.

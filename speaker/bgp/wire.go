@@ -113,10 +113,18 @@ func readMessage(r *bufio.Reader, buf *[maxMessage]byte) (msg []byte, typ uint8,
 		}
 	}
 	n, typ := binary.BigEndian.Uint16(buf[16:]), buf[18]
-	atLeast := map[uint8]uint16{
-		bgp.BGP_MSG_OPEN: 29, bgp.BGP_MSG_UPDATE: 23, bgp.BGP_MSG_NOTIFICATION: 21, bgp.BGP_MSG_KEEPALIVE: headerLen, bgp.BGP_MSG_ROUTE_REFRESH: 23,
+	low, known := uint16(headerLen), true
+	switch typ {
+	case bgp.BGP_MSG_OPEN:
+		low = 29
+	case bgp.BGP_MSG_UPDATE, bgp.BGP_MSG_ROUTE_REFRESH:
+		low = 23
+	case bgp.BGP_MSG_NOTIFICATION:
+		low = 21
+	case bgp.BGP_MSG_KEEPALIVE:
+	default:
+		known = false
 	}
-	low, known := atLeast[typ]
 	switch {
 	case !known:
 		return nil, 0, notify(1, 3, []byte{typ})
@@ -159,7 +167,13 @@ func prefixes(msg []byte, announced, withdrawn func(netip.Prefix)) {
 		if len(v) < 3 || v[2] != bgp.SAFI_UNICAST {
 			continue
 		}
-		size := map[uint16]int{bgp.AFI_IP: 4, bgp.AFI_IP6: 16}[binary.BigEndian.Uint16(v)]
+		size := 0 // of an address, 0 for other kinds of destinations
+		switch binary.BigEndian.Uint16(v) {
+		case bgp.AFI_IP:
+			size = 4
+		case bgp.AFI_IP6:
+			size = 16
+		}
 		switch bgp.BGPAttrType(typ) {
 		case bgp.BGP_ATTR_TYPE_MP_REACH_NLRI: // RFC 4760 section 3: next hop and a reserved byte come first
 			if len(v) >= 5 && len(v) >= 5+int(v[3]) {

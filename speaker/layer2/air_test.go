@@ -105,6 +105,13 @@ func (a *air) transmit(frame []byte) {
 	}
 }
 
+// part separates stations from each other.
+func (a *air) part(apart func(a, b MAC) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.apart = apart
+}
+
 // take returns what was sent since it was called last.
 func (a *air) take() []airFrame {
 	synctest.Wait()

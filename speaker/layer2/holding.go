@@ -2,6 +2,7 @@ package layer2
 
 import (
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -36,6 +37,7 @@ type holding struct {
 	asked  int           // probes sent
 	probe  *task
 	rivals map[MAC]*rival
+	left   bool // was out of the set since the last sync, even if it is in it again
 	// defended is when the address was last defended against a stranger.
 	defended time.Time
 
@@ -67,11 +69,17 @@ type rival struct {
 	verdict Verdict
 	since   time.Time
 	heard   time.Time
+	// lost is when a speaker that this node yielded to fell silent, and the address was taken from it; zero while it is
+	// not. It is asked on, since nobody else may tell when a network that fell apart is whole again.
+	lost time.Time
 	// unanswered is when it was asked first since it was heard; zero when nothing is open.
 	unanswered time.Time
 	misses     int
 	task       *task
 }
+
+// holds reports whether the rival is a speaker that this node keeps silent for.
+func (v *rival) holds() bool { return v.verdict == Yield && v.lost.IsZero() }
 
 // A few claimants are kept, so that a flood of invented ones costs nothing.
 const maxRivals = 8
@@ -146,8 +154,8 @@ func (r *Responder) become(h *holding, state State, reason string, now time.Time
 	switch state {
 	case Answering:
 		for _, v := range h.rivals {
-			if v.verdict == Yield {
-				r.forget(h, v)
+			if v.holds() {
+				r.lose(v, now)
 			}
 		}
 		for _, s := range h.slots {
@@ -193,7 +201,10 @@ func (r *Responder) announce(h *holding, s *slot, now time.Time) (next time.Time
 	if h.state != Answering || !s.port.link.Carrier {
 		return time.Time{}
 	}
-	r.declare(h, s)
+	if !r.declare(h, s) {
+		const again = 50 * time.Millisecond // the queue was full, or the link is about to be reported down
+		return now.Add(again)
+	}
 	s.step++
 	if after, ok := announceAt(s.step); ok {
 		return s.start.Add(after)
@@ -204,8 +215,8 @@ func (r *Responder) announce(h *holding, s *slot, now time.Time) (next time.Time
 	return now.Add(time.Duration(float64(r.config.Refresh) * (0.9 + 0.2*rand.Float64())))
 }
 
-// declare tells all neighbours on a port that the address is here.
-func (r *Responder) declare(h *holding, s *slot) {
+// declare tells all neighbours on a port that the address is here, and reports whether it could.
+func (r *Responder) declare(h *holding, s *slot) bool {
 	frames, err := announcement(h.addr, s.port.link.MAC)
 	for _, f := range frames {
 		if err == nil {
@@ -214,9 +225,10 @@ func (r *Responder) declare(h *holding, s *slot) {
 	}
 	if err != nil {
 		h.failures.Add(1)
-		return
+		return false
 	}
 	h.announcements.Add(1)
+	return true
 }
 
 // ask sends the next probe on every port that can carry one. Without any it waits for a link to come.
@@ -272,10 +284,13 @@ func (r *Responder) judge(c heard) {
 		h.rivals[c.claim.MAC] = v
 	}
 	v.heard, v.unanswered, v.misses, v.index, v.claim = now, time.Time{}, 0, c.index, c.claim
-	before := v.verdict
+	before, back := v.verdict, !v.lost.IsZero()
 	r.classify(h, v, verdict)
 	switch verdict {
 	case Yield:
+		if back {
+			r.welcome(h, v, now)
+		}
 		if h.state != Standby {
 			r.become(h, Standby, "held by "+c.claim.MAC.String()+", which ranks before this node", now)
 		}
@@ -308,13 +323,58 @@ func (r *Responder) classify(h *holding, v *rival, verdict Verdict) {
 	if v.verdict == Stranger && verdict != Stranger {
 		r.report(h.conflict(v), true)
 	}
-	if v.verdict == Yield {
-		r.yields--
+	r.setRival(v, verdict, time.Time{})
+}
+
+// setRival keeps count of the rivals that are asked often and of those that are asked in case they come back.
+func (r *Responder) setRival(v *rival, verdict Verdict, lost time.Time) {
+	count := func(n int) {
+		switch {
+		case v.holds():
+			r.yields += n
+		case !v.lost.IsZero():
+			r.ghosts += n
+		}
 	}
-	if verdict == Yield {
-		r.yields++
+	count(-1)
+	v.verdict, v.lost = verdict, lost
+	count(1)
+}
+
+// lose records that a holder is silent, or is not to hold the address any more.
+func (r *Responder) lose(v *rival, now time.Time) {
+	r.setRival(v, Yield, now)
+	v.unanswered, v.misses = time.Time{}, 0
+	r.plan.set(v.task, now.Add(r.ghostPace(v, now)))
+}
+
+// ghostPace is the time between two questions to a speaker that fell silent: often enough to find a network whole again
+// within moments of a short break, and at most 50 questions a second to all of them together.
+func (r *Responder) ghostPace(v *rival, now time.Time) time.Duration {
+	pace := min(max(now.Sub(v.lost)/100, 200*time.Millisecond), 10*time.Second)
+	return max(pace, time.Duration(r.ghosts)*20*time.Millisecond)
+}
+
+// welcome is for a speaker that is back. Its answer was for this node only: told, alone as well, that the address was
+// here, it announces itself to all. Its other addresses are asked for at once.
+func (r *Responder) welcome(h *holding, v *rival, now time.Time) {
+	for _, o := range r.held {
+		if w := o.rivals[v.claim.MAC]; w != nil && !w.lost.IsZero() && w.task.at.After(now) {
+			r.plan.set(w.task, now)
+		}
 	}
-	v.verdict = verdict
+	s := h.slots[v.index]
+	if s == nil || h.state != Answering {
+		return
+	}
+	frames, err := announcement(h.addr, s.port.link.MAC)
+	if err == nil {
+		copy(frames[0], v.claim.MAC[:])
+		err = s.port.wire.send(frames[0])
+	}
+	if err != nil {
+		h.failures.Add(1)
+	}
 }
 
 // forget ends the watch over a rival.
@@ -346,10 +406,17 @@ func (r *Responder) pace() time.Duration {
 // poll asks a rival whether it still has the address. What it answers is a claim, which ends the waiting.
 func (r *Responder) poll(h *holding, v *rival, now time.Time) (next time.Time) {
 	pace, retry, limit := r.pace(), r.config.PollInterval, r.config.PollMisses
-	if v.verdict == Stranger {
+	switch {
+	case v.verdict == Stranger:
 		pace, retry, limit = strangerPoll, strangerRetry, 3
+	case !v.lost.IsZero():
+		pace = r.ghostPace(v, now)
+		retry, limit = pace, math.MaxInt
 	}
 	s := h.slots[v.index]
+	if s == nil && !v.lost.IsZero() {
+		return now.Add(pace)
+	}
 	if s == nil {
 		r.silent(h, v, "its interface is gone", now)
 		return time.Time{}
@@ -385,7 +452,7 @@ func (r *Responder) silent(h *holding, v *rival, why string, now time.Time) {
 	}
 	var all []*holding
 	for _, o := range r.held {
-		if w := o.rivals[v.claim.MAC]; w != nil && w.verdict == Yield {
+		if w := o.rivals[v.claim.MAC]; w != nil && w.holds() {
 			if w.heard.After(v.unanswered) {
 				r.lapse(h, v, why, now)
 				return
@@ -398,12 +465,16 @@ func (r *Responder) silent(h *holding, v *rival, why string, now time.Time) {
 	}
 }
 
-// lapse forgets a rival, and takes the address if that one stood in the way.
+// lapse ends that a rival stands in the way, and takes the address if it was the only one.
 func (r *Responder) lapse(h *holding, v *rival, why string, now time.Time) {
 	verdict := v.verdict
-	r.forget(h, v)
+	if v.holds() {
+		r.lose(v, now)
+	} else {
+		r.forget(h, v)
+	}
 	for _, other := range h.rivals {
-		if other.verdict == verdict {
+		if other.holds() || other.verdict == Stranger && verdict == Stranger {
 			return
 		}
 	}
@@ -438,11 +509,10 @@ func (r *Responder) reconsider(now time.Time) {
 		r.mu.Lock()
 		// Another verdict than before ends the record; what the station says next is judged afresh.
 		if v := c.v; verdict != v.verdict && c.h.rivals[c.claim.MAC] == v {
-			if c.h.want.Standby && c.h.state == Standby {
-				r.forget(c.h, v) // chosen or not is for Set to say
-			} else {
+			if !c.h.want.Standby && v.holds() { // else chosen or not is for Set to say
 				r.lapse(c.h, v, "it no longer ranks before this node", now)
 			}
+			r.forget(c.h, v)
 		}
 		r.mu.Unlock()
 	}

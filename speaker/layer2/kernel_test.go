@@ -1,28 +1,499 @@
 package layer2
 
 import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
 )
 
-// The Linux kernel of another host is the judge of what we say.
+// In these tests the Linux kernel of another host, and its tools, are the judges of what we say.
 
-func TestKernelFindsAddress(t *testing.T) {
+// tap reads and writes frames on an interface inside a namespace.
+type tap struct {
+	conn *packet.Conn
+	mu   sync.Mutex
+	got  []message
+}
+
+func (ns namespace) tap(t *testing.T, name string) *tap {
+	t.Helper()
+	c := &tap{}
+	err := ns.enter(func() error {
+		ifi, err := net.InterfaceByName(name)
+		if err != nil {
+			return err
+		}
+		c.conn, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, nil)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2048)
+		for {
+			n, _, err := c.conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if m, err := parse(buf[:n]); err == nil {
+				c.mu.Lock()
+				c.got = append(c.got, m)
+				c.mu.Unlock()
+			}
+		}
+	}()
+	t.Cleanup(func() { c.conn.Close(); <-done })
+	return c
+}
+
+func (c *tap) send(t *testing.T, frames ...[]byte) {
+	t.Helper()
+	for _, f := range frames {
+		if _, err := c.conn.WriteTo(f, &packet.Addr{HardwareAddr: f[:6]}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// heard reports how often mac said that it has addr.
+func (c *tap) heard(addr netip.Addr, mac MAC) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.got {
+		if m.claim == addr && m.claimMAC == mac {
+			n++
+		}
+	}
+	return n
+}
+
+// routed makes the external addresses neighbours of the host.
+func (ns namespace) routed(t *testing.T) {
+	t.Helper()
+	ns.run(t, "ip", "route", "add", vip4.String()+"/32", "dev", "eth0")
+	ns.run(t, "ip", "route", "add", vip6.String()+"/128", "dev", "eth0")
+}
+
+func both() []Address { return []Address{{Addr: vip4}, {Addr: vip6}} }
+
+// resolves reports whether the kernel's own resolution finds addr at mac.
+func (ns namespace) resolves(t *testing.T, addr netip.Addr, mac MAC) bool {
+	t.Helper()
+	ns.forget(t, addr.String())
+	ns.ok("ping", "-c1", "-W1", addr.String()) // nobody answers the echo itself
+	got, _ := ns.neighbour(t, addr.String())
+	return got == mac.String()
+}
+
+func arping(addr netip.Addr) []string {
+	if addr.Is6() {
+		return []string{"ndisc6", "-1", "-r1", "-w", "1000", addr.String(), "eth0"}
+	}
+	return []string{"arping", "-c1", "-w1", "-I", "eth0", addr.String()}
+}
+
+// answered waits until a tool of the host gets an answer for addr; a loaded machine may lose a frame.
+func (ns namespace) answered(t *testing.T, addr netip.Addr) {
+	t.Helper()
+	eventually(t, addr.String()+" is answered", func() bool { return ns.ok(arping(addr)...) })
+}
+
+func TestKernelResolves(t *testing.T) {
 	l := newLAN(t, 2)
 	client, node := l.hosts[0], l.hosts[1]
+	client.routed(t)
 	r := node.start(t, Config{})
-	r.Set(addresses("203.0.113.10", "2001:db8:1::10"))
-	answering(t, r, "eth0", "203.0.113.10", "2001:db8:1::10")
-	client.run(t, "ip", "route", "add", "203.0.113.0/24", "dev", "eth0")
-	client.run(t, "ip", "route", "add", "2001:db8:1::/64", "dev", "eth0")
-	mac := node.mac(t, "eth0").String()
-	for _, addr := range []string{"203.0.113.10", "2001:db8:1::10"} {
-		client.ok("ping", "-c1", "-W1", addr) // nobody answers the echo; the kernel asks for the neighbour first
-		eventually(t, addr+" is a neighbour", func() bool { got, _ := client.neighbour(t, addr); return got == mac })
+	r.Set(both())
+	answering(t, r, "eth0", vip4.String(), vip6.String())
+	for _, addr := range bothFamilies {
+		eventually(t, "the kernel finds "+addr.String(), func() bool { return client.resolves(t, addr, node.mac(t, "eth0")) })
+		client.answered(t, addr)
+		if client.ok(arping(addr.Next())...) {
+			t.Errorf("%s is answered and not ours", addr.Next())
+		}
+		// The kernel verifies an entry by asking the station itself.
+		client.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", node.mac(t, "eth0").String(), "dev", "eth0", "nud", "probe")
+		eventually(t, addr.String()+" verified by a unicast question", func() bool {
+			_, state := client.neighbour(t, addr.String())
+			return state == "REACHABLE"
+		})
 	}
-	client.run(t, "arping", "-c1", "-w5", "-I", "eth0", "203.0.113.10")
-	client.run(t, "ndisc6", "-1", "-w", "5000", "2001:db8:1::10", "eth0")
-	r.Set(addresses("2001:db8:1::10"))
-	if client.ok("arping", "-c1", "-w1", "-I", "eth0", "203.0.113.10") {
-		t.Error("answered after it left the set")
+	eventually(t, "a probe for an address that we have is answered", func() bool {
+		return !client.ok("arping", "-D", "-c1", "-w1", "-I", "eth0", vip4.String())
+	})
+	client.run(t, "sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=1")
+	client.run(t, "ip", "addr", "add", vip6.String()+"/64", "dev", "eth0")
+	eventually(t, "duplicate address detection fails", func() bool {
+		return strings.Contains(client.run(t, "ip", "-6", "addr", "show", "dev", "eth0"), "dadfailed")
+	})
+	r.Set(nil)
+	for _, addr := range bothFamilies {
+		if client.ok(arping(addr)...) {
+			t.Errorf("%s is answered after it left the set", addr)
+		}
 	}
+}
+
+// A neighbour that believes the address to be elsewhere is corrected at once, whatever happened on our side.
+func TestKernelLearnsAnnouncements(t *testing.T) {
+	l := newLAN(t, 2)
+	client, node := l.hosts[0], l.hosts[1]
+	client.routed(t)
+	r := node.start(t, Config{})
+	mislead := func() {
+		for _, addr := range bothFamilies {
+			client.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "reachable")
+		}
+	}
+	corrected := func(what string) {
+		t.Helper()
+		since := time.Now()
+		for _, addr := range bothFamilies {
+			want := node.mac(t, "eth0").String()
+			eventually(t, fmt.Sprintf("%s: %s is announced", what, addr), func() bool { got, _ := client.neighbour(t, addr.String()); return got == want })
+		}
+		t.Logf("%s: known after %v at the latest", what, time.Since(since).Round(time.Millisecond))
+		for _, addr := range bothFamilies {
+			client.answered(t, addr)
+		}
+	}
+	mislead()
+	r.Set(both())
+	corrected("taken over")
+
+	node.run(t, "ip", "link", "set", "eth0", "down")
+	answering(t, r, "", vip4.String(), vip6.String())
+	mislead()
+	node.run(t, "ip", "link", "set", "eth0", "up")
+	corrected("interface down and up")
+
+	l.hub.run(t, "ip", "link", "set", "eth0-1", "down")
+	answering(t, r, "", vip4.String(), vip6.String())
+	mislead()
+	l.hub.run(t, "ip", "link", "set", "eth0-1", "up")
+	corrected("carrier lost and back")
+
+	mislead()
+	node.run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:55")
+	corrected("hardware address changed")
+
+	node.run(t, "ip", "link", "del", "eth0")
+	answering(t, r, "", vip4.String(), vip6.String())
+	mislead()
+	l.plug(t, 1, "eth0")
+	corrected("interface deleted and created again")
+}
+
+func TestKernelInterfaces(t *testing.T) {
+	t.Run("without an IPv4 address", func(t *testing.T) {
+		l := newLAN(t, 2)
+		l.hosts[1].run(t, "ip", "addr", "flush", "dev", "eth0")
+		r := l.hosts[1].start(t, Config{})
+		r.Set(both())
+		answering(t, r, "eth0", vip4.String(), vip6.String())
+		for _, addr := range bothFamilies {
+			l.hosts[0].answered(t, addr)
+		}
+	})
+	t.Run("without IPv6", func(t *testing.T) {
+		l := newLAN(t, 2)
+		l.hosts[1].run(t, "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
+		r := l.hosts[1].start(t, Config{})
+		r.Set(both())
+		answering(t, r, "eth0", vip4.String())
+		l.hosts[0].answered(t, vip4)
+	})
+	t.Run("not selected", func(t *testing.T) {
+		l := newLAN(t, 2)
+		l.plug(t, 1, "eth1")
+		tap := l.hosts[0].tap(t, "eth0")
+		r := l.hosts[1].start(t, Config{})
+		r.Set([]Address{{Addr: vip4, Interfaces: []string{"eth1"}}, {Addr: vip6, Interfaces: []string{"eth[1-9]"}}})
+		answering(t, r, "eth1", vip4.String(), vip6.String())
+		l.hosts[0].routed(t)
+		for _, addr := range bothFamilies {
+			eventually(t, addr.String()+" is found on eth1", func() bool { return l.hosts[0].resolves(t, addr, l.hosts[1].mac(t, "eth1")) })
+		}
+		if n := tap.heard(vip4, l.hosts[1].mac(t, "eth0")); n > 0 {
+			t.Errorf("%d frames said that the address is on eth0", n)
+		}
+		// Two interfaces on one network: our own frames are no conflict.
+		r.Set(nil)
+		answering(t, r, "", vip4.String(), vip6.String())
+		r.Set(both())
+		answering(t, r, "eth0 eth1", vip4.String(), vip6.String())
+		eventually(t, "both have announced", func() bool {
+			return tap.heard(vip4, l.hosts[1].mac(t, "eth0")) > 2 && tap.heard(vip4, l.hosts[1].mac(t, "eth1")) > 2
+		})
+		if s := r.address(vip4.String()); s.Claims != 0 {
+			t.Errorf("own frames counted as claims: %+v", s)
+		}
+	})
+	t.Run("bridge", func(t *testing.T) {
+		l := newLAN(t, 2)
+		node := l.hosts[1]
+		r := node.start(t, Config{})
+		r.Set(both())
+		answering(t, r, "eth0", vip4.String())
+		node.run(t, "ip", "link", "add", "br-ext", "type", "bridge", "forward_delay", "0")
+		node.run(t, "ip", "link", "set", "br-ext", "up")
+		node.run(t, "ip", "link", "set", "eth0", "master", "br-ext")
+		answering(t, r, "br-ext", vip4.String(), vip6.String())
+		l.hosts[0].routed(t)
+		for _, addr := range bothFamilies {
+			eventually(t, addr.String()+" is found on the bridge", func() bool { return l.hosts[0].resolves(t, addr, node.mac(t, "br-ext")) })
+		}
+		node.run(t, "ip", "link", "set", "eth0", "nomaster")
+		answering(t, r, "eth0", vip4.String(), vip6.String())
+		eventually(t, "found on eth0 after it left the bridge", func() bool { return l.hosts[0].resolves(t, vip4, node.mac(t, "eth0")) })
+	})
+	for kind, link := range map[string][]string{
+		"macvlan": {"ip", "link", "add", "link", "eth0", "name", "sub0", "type", "macvlan", "mode", "bridge"},
+		"vlan":    {"ip", "link", "add", "link", "eth0", "name", "sub0", "type", "vlan", "id", "7"},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			l := newLAN(t, 2)
+			client, node := l.hosts[0], l.hosts[1]
+			if !node.ok(link...) {
+				t.Skip("the kernel has no " + kind)
+			}
+			if kind == "vlan" {
+				client.run(t, link...)
+				client.run(t, "ip", "link", "set", "sub0", "up")
+			}
+			node.run(t, "ip", "link", "set", "sub0", "up")
+			r := node.start(t, Config{})
+			r.Set([]Address{{Addr: vip4, Interfaces: []string{"sub0"}}, {Addr: vip6, Interfaces: []string{"sub0"}}})
+			answering(t, r, "sub0", vip4.String(), vip6.String())
+			on := map[string]string{"macvlan": "eth0", "vlan": "sub0"}[kind]
+			eventually(t, "answered on "+on, func() bool {
+				return client.ok("arping", "-c1", "-w1", "-I", on, vip4.String()) && client.ok("ndisc6", "-1", "-r1", "-w", "1000", vip6.String(), on)
+			})
+			if kind == "vlan" && client.ok(arping(vip4)...) {
+				t.Error("answered outside the VLAN")
+			}
+		})
+	}
+	t.Run("tagged frames of a VLAN that has no interface", func(t *testing.T) {
+		l := newLAN(t, 2)
+		r := l.hosts[1].start(t, Config{})
+		r.Set(both())
+		answering(t, r, "eth0", vip4.String(), vip6.String())
+		tap := l.hosts[0].tap(t, "eth0")
+		sender := l.hosts[0].mac(t, "eth0")
+		for _, addr := range bothFamilies {
+			f, err := probe(addr, sender)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tagged := slices.Concat(f[:12], []byte{0x81, 0x00, 0x00, 0x07}, f[12:])
+			rounds := uint64(0)
+			eventually(t, addr.String()+" asked for without a tag is answered", func() bool {
+				tap.send(t, tagged, f)
+				rounds++
+				return r.address(addr.String()).Replies > 0
+			})
+			if n := r.address(addr.String()).Requests; n > rounds {
+				t.Errorf("%s: %d requests for %d questions, the tagged ones are for another network", addr, n, rounds)
+			}
+		}
+	})
+}
+
+// Nothing that comes in may end the answering.
+func TestKernelMalformed(t *testing.T) {
+	l := newLAN(t, 2)
+	r := l.hosts[1].start(t, Config{})
+	r.Set(both())
+	answering(t, r, "eth0", vip4.String(), vip6.String())
+	tap := l.hosts[0].tap(t, "eth0")
+	sender := l.hosts[0].mac(t, "eth0")
+	for _, addr := range bothFamilies {
+		good, err := poll(addr, sender, broadcast, host6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range good[etherLen:] {
+			for _, bit := range []byte{1, 0x80, 0xff} {
+				bad := slices.Clone(good)
+				bad[etherLen+i] ^= bit
+				tap.send(t, bad)
+			}
+			tap.send(t, good[:etherLen+i])
+		}
+		l.hosts[0].answered(t, addr)
+	}
+	if r.Status().Malformed == 0 {
+		t.Error("no frame was counted as malformed")
+	}
+}
+
+// Frames about others do not even wake the process.
+func TestKernelFiltersForeign(t *testing.T) {
+	l := newLAN(t, 2)
+	r := l.hosts[1].start(t, Config{})
+	r.Set(both())
+	answering(t, r, "eth0", vip4.String(), vip6.String())
+	tap := l.hosts[0].tap(t, "eth0")
+	sender := l.hosts[0].mac(t, "eth0")
+	passed := func() (n uint32) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, p := range r.ports {
+			stats, err := p.wire.(*rawWire).conn.Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += stats.Packets
+		}
+		return n
+	}
+	passed()
+	const storm = 5000
+	for i := range storm {
+		for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), vip6.Next()} {
+			f, err := probe(addr, sender)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tap.send(t, f)
+		}
+	}
+	for _, addr := range bothFamilies { // comes after all the others
+		l.hosts[0].answered(t, addr)
+	}
+	if n := passed(); n < 2 || n > 10 {
+		t.Errorf("%d of %d frames passed", n, 2*storm)
+	}
+}
+
+func TestKernelThousands(t *testing.T) {
+	for _, optmem := range []string{"131072", "20480"} {
+		t.Run(optmem, func(t *testing.T) {
+			l := newLAN(t, 2)
+			client, node := l.hosts[0], l.hosts[1]
+			node.run(t, "sysctl", "-qw", "net.core.optmem_max="+optmem)
+			var addrs []Address
+			for i := range 2000 {
+				addrs = append(addrs, Address{Addr: netip.AddrFrom4([4]byte{198, 18, byte(i >> 6), byte(i << 2)})})
+				addrs = append(addrs, Address{Addr: netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, 1, 12: byte(i >> 16), 13: byte(i), 14: byte(i >> 8)})})
+			}
+			r := node.start(t, Config{})
+			for n := 250; n <= len(addrs); n *= 2 { // the filter is replaced on the way
+				r.Set(addrs[:n])
+			}
+			r.Set(addrs)
+			eventually(t, "all are answered", func() bool {
+				s := r.Status().Addresses
+				return len(s) == len(addrs) && !slices.ContainsFunc(s, func(a AddressStatus) bool { return len(a.Interfaces) == 0 || a.Announcements == 0 })
+			})
+			for i := 0; i < len(addrs); i += 399 {
+				client.answered(t, addrs[i].Addr)
+			}
+			if n := strings.Count(node.run(t, "cat", "/proc/net/igmp6"), "ff0200000000000000000001ff"); n < 2000 {
+				t.Errorf("member of %d solicited-node groups, want 2000", n)
+			}
+			r.Set(nil)
+			eventually(t, "the groups are left", func() bool {
+				return strings.Count(node.run(t, "cat", "/proc/net/igmp6"), "ff0200000000000000000001ff") < 10
+			})
+		})
+	}
+}
+
+func TestKernelConflict(t *testing.T) {
+	l := newLAN(t, 2)
+	client, node := l.hosts[0], l.hosts[1]
+	conflicts := make(chan Conflict, 100)
+	r := node.start(t, Config{OnConflict: func(c Conflict) {
+		if !c.Over {
+			conflicts <- c
+		}
+	}})
+	for _, addr := range bothFamilies {
+		client.run(t, "ip", "addr", "add", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0")
+		r.Set([]Address{{Addr: addr, Probe: DefaultProbe()}})
+		if c := <-conflicts; c.Addr != addr || c.MAC != client.mac(t, "eth0") || !c.Before || c.Interface != "eth0" {
+			t.Errorf("conflict %+v", c)
+		}
+		if got := r.address(addr.String()); got.State != Contested || got.Announcements != 0 {
+			t.Errorf("%+v, want it contested and never announced", got)
+		}
+		client.run(t, "ip", "addr", "del", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0")
+	}
+	r.Set(nil)
+	r.Set(addresses(vip4.String()))
+	answering(t, r, "eth0", vip4.String())
+	client.run(t, "ip", "addr", "add", vip4.String()+"/32", "dev", "eth0")
+	client.run(t, "arping", "-U", "-c1", "-I", "eth0", vip4.String())
+	if c := <-conflicts; c.Addr != vip4 || c.Before || c.MAC != client.mac(t, "eth0") {
+		t.Errorf("conflict %+v", c)
+	}
+	answering(t, r, "eth0", vip4.String())
+}
+
+// Two speakers on a real network: one owner; when it stops the other takes over, and the neighbours follow.
+func TestKernelTakeover(t *testing.T) {
+	l := newLAN(t, 3)
+	client := l.hosts[0]
+	client.routed(t)
+	better := l.hosts[1].mac(t, "eth0")
+	judge := func(c Claim) Verdict {
+		if c.MAC == better {
+			return Yield
+		}
+		return Defend
+	}
+	two := l.hosts[2].start(t, Config{Judge: judge})
+	two.Set(both())
+	answering(t, two, "eth0", vip4.String(), vip6.String())
+	one, stop := l.hosts[1].startUntil(t, Config{Judge: judge})
+	one.Set(both())
+	for _, addr := range bothFamilies {
+		eventually(t, "the worse one yields", func() bool { return two.address(addr.String()).Holder == better })
+		eventually(t, addr.String()+" is found at the better one", func() bool { return client.resolves(t, addr, better) })
+	}
+	stop()
+	for _, addr := range bothFamilies {
+		want := l.hosts[2].mac(t, "eth0").String()
+		eventually(t, addr.String()+" is known to have moved", func() bool { got, _ := client.neighbour(t, addr.String()); return got == want })
+	}
+}
+
+// After Run nothing is left: no socket, no goroutine.
+func TestKernelLeavesNothing(t *testing.T) {
+	l := newLAN(t, 1)
+	sockets := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, fd := range fds {
+			if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(to, "socket:") {
+				n++
+			}
+		}
+		return n
+	}
+	before := sockets()
+	for range 3 {
+		r, stop := l.hosts[0].startUntil(t, Config{})
+		r.Set(both())
+		answering(t, r, "eth0", vip4.String(), vip6.String())
+		stop()
+	}
+	eventually(t, "all sockets are closed", func() bool { return sockets() == before })
 }

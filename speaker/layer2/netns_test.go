@@ -75,12 +75,6 @@ func (ns namespace) enter(f func() error) error {
 	return <-done
 }
 
-// sysctl sets a kernel parameter inside.
-func (ns namespace) sysctl(t testing.TB, setting string) {
-	t.Helper()
-	ns.run(t, "sysctl", "-qw", setting)
-}
-
 // lan is a switch with hosts on it, each with eth0 and the nth address of 192.0.2.0/24 and 2001:db8::/64.
 type lan struct {
 	hub   namespace

@@ -34,7 +34,8 @@ type Address struct {
 	Probe Probe
 
 	// Standby keeps silent while another speaker holds the address, asks that one all the time whether it still does, and
-	// takes over when it no longer answers. An address of which no holder was ever heard stays silent.
+	// takes over when it no longer answers, within PollMisses + 1 times Config.PollInterval. An address of which no holder
+	// was ever heard stays silent. What was taken over is kept, until a holder is heard that Judge says to yield to.
 	Standby bool
 }
 
@@ -69,7 +70,9 @@ const (
 	// announced before is defended, at most once in 10 s (RFC 5227 section 2.4).
 	Stranger Verdict = iota
 	// Yield is a speaker with a better right: answering stops at once. It resumes when that speaker does not answer for
-	// the address any more, or when Judge, asked again after a Set, says otherwise.
+	// the address any more, or when Judge, asked again after a Set, says otherwise. A speaker that fell silent is asked
+	// on, ever more rarely, and yielded to again if it is back: a Judge that ranks all speakers it knows, whether it
+	// believes them to be alive or not, has a network that fell apart healed within moments.
 	Yield
 	// Defend is a speaker with a lesser right: the address is announced again at once, so that it hears us.
 	Defend
@@ -84,7 +87,8 @@ type Conflict struct {
 	// Before is set when the claim was heard while probing: the address has not been announced and will not be until
 	// the stranger is gone.
 	Before bool
-	// Over is set in the last report of a conflict: the stranger no longer answers for the address.
+	// Over is set in the last report of a conflict: the stranger no longer answers for the address, is a stranger no
+	// more, or the address left the set.
 	Over bool
 }
 
@@ -139,7 +143,8 @@ type Responder struct {
 	failed  map[portKey]string // why a port could not be opened
 	plan    agenda
 	retry   *task
-	yields  int      // holdings that keep silent for a speaker they heard
+	yields  int      // rivals that hold
+	ghosts  int      // rivals that are lost
 	news    news     // to be logged
 	calls   []func() // callbacks to be made without the lock
 	changed bool     // OnChange is due
@@ -206,7 +211,8 @@ func (r *Responder) Set(want []Address) {
 	r.want, r.rejudge = next, true
 	for addr, h := range r.held {
 		_, ok := next[addr]
-		h.quiet.Store(!ok || h.state != Answering)
+		h.left = h.left || !ok
+		h.quiet.Store(h.left || h.state != Answering)
 	}
 	r.mu.Unlock()
 	select {
@@ -357,7 +363,7 @@ func (r *Responder) stop() {
 	}
 	r.plan.cancel(r.retry)
 	clear(r.failed)
-	r.links, r.fresh = map[int]Link{}, true
+	r.links, r.fresh, r.calls = map[int]Link{}, true, nil
 	r.news.flush(r.log)
 	r.mu.Unlock()
 	r.readers.Wait()
@@ -389,7 +395,7 @@ type portView struct {
 // sync brings the holdings and the ports to what is wanted on the links that there are.
 func (r *Responder) sync(now time.Time) {
 	for addr, h := range r.held {
-		if _, ok := r.want[addr]; !ok {
+		if _, ok := r.want[addr]; !ok || h.left {
 			r.drop(h)
 		}
 	}

@@ -59,10 +59,10 @@ func (r *Responder) Status() Status {
 		}
 		slices.Sort(s.Interfaces)
 		for _, v := range h.rivals {
-			switch v.verdict {
-			case Yield:
+			switch {
+			case v.holds():
 				s.Holder = v.claim.MAC
-			case Stranger:
+			case v.verdict == Stranger:
 				s.Conflicts = append(s.Conflicts, h.conflict(v))
 			}
 		}

@@ -96,6 +96,11 @@ func TestBFDDetects(t *testing.T) {
 	r.eventually(10*time.Second, "BFD is up on both sides", func() bool { return bfdUp(n, r) })
 	r.eventually(5*time.Second, "the timers are agreed on", func() bool { return n.status(r.ns).BFD.Detection == 300*time.Millisecond })
 	for round := range 2 {
+		if round == 1 { // another session, beside the same BFD session
+			n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) { p.BFD, p.HoldTime = fast, 12*time.Second }, routes("203.0.113.1/32")...)})
+			r.eventually(8*time.Second, "the session has the new hold time", func() bool { return n.status(r.ns).HoldTime == 12*time.Second })
+			r.eventually(8*time.Second, "BFD is up on both sides", func() bool { return bfdUp(n, r) })
+		}
 		// Packets vanish, with carrier on both sides.
 		sh(t, "ip netns exec %s nft 'add table inet f; add chain inet f in { type filter hook input priority 0; policy drop; }; add chain inet f out { type filter hook output priority 0; oifname eth0 drop; }'", r.ns)
 		cut := time.Now()
@@ -112,8 +117,8 @@ func TestBFDDetects(t *testing.T) {
 	}
 	ups := n.status(r.ns).Ups
 	time.Sleep(time.Second) // and nothing of it is left to end the new session
-	if s := n.status(r.ns); s.State != bgp.Established || s.Ups != ups {
-		t.Errorf("after recovery %+v", s)
+	if s := n.status(r.ns); s.State != bgp.Established || s.Ups != ups || s.BFD.Downs != 2 {
+		t.Errorf("after recovery %+v, BFD %+v", s, s.BFD)
 	}
 }
 
@@ -159,5 +164,23 @@ func TestGracefulRestartWithBFD(t *testing.T) {
 	_ = monitor.Wait()
 	if out := r.output("ip"); strings.Contains(out, "Deleted 203.0.113.1") || !kernel() {
 		t.Errorf("the route was gone for a while:\n%s", out)
+	}
+}
+
+// Bound to a device as to a VRF. A kernel with VRFs is not needed for that, only for what it keeps apart.
+func TestBoundToADevice(t *testing.T) {
+	for _, passive := range []bool{false, true} {
+		r := newRouter(t)
+		r.frr(external4 + " neighbor {node4} bfd\n neighbor {node4} bfd profile fast\n")
+		r.bfdProfile()
+		n := newNode(t, bgp.Config{})
+		peer := func(p *bgp.Peer) { p.VRF, p.BFD, p.Passive = r.node.ifname, fast, passive }
+		n.speaker.Set([]bgp.Session{r.session(peer, routes("203.0.113.1/32")...)})
+		n.established(r.ns, 8*time.Second)
+		r.eventually(10*time.Second, "BFD is up on both sides", func() bool { return bfdUp(n, r) })
+		n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) { p.VRF = "blue" })})
+		r.eventually(5*time.Second, "a missing device is named", func() bool {
+			return strings.Contains(n.status(r.ns).LastError, "bind to VRF blue: no such device")
+		})
 	}
 }

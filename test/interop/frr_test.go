@@ -155,6 +155,9 @@ func TestSessionsWithFRR(t *testing.T) {
 		}},
 		{name: "wrong password", conf: external4 + " neighbor {node4} password s3cret\n", peer: func(p *bgp.Peer) { p.Password = "other" }, fails: "the passwords differ"},
 		{name: "TTL security", conf: external4 + " neighbor {node4} ttl-security hops 1\n", peer: func(p *bgp.Peer) { p.TTLSecurity = true }},
+		{name: "TTL security over IPv6", conf: strings.Replace(external6, " address-family", " neighbor {node6} ttl-security hops 1\n address-family", 1), peer: func(p *bgp.Peer) {
+			p.Address, p.TTLSecurity = placeholder6, true
+		}},
 		{name: "multi-hop", conf: "router bgp 64512\n no bgp ebgp-requires-policy\n neighbor {node4} remote-as 65001\n neighbor {node4} update-source 198.51.100.1\n neighbor {node4} ebgp-multihop 3\n",
 			setup: func(r *router) {
 				sh(r.t, "ip -n %s addr add 198.51.100.1/32 dev lo; ip route add 198.51.100.1 via %s", r.ns, r.peer.v4)
@@ -210,7 +213,6 @@ func TestSessionsWithFRR(t *testing.T) {
 }
 
 func TestUnnumbered(t *testing.T) {
-	t.Parallel()
 	r := newRouter(t)
 	sh(t, "ip -n %s addr flush dev eth0 scope global; ip addr flush dev %s scope global", r.ns, r.node.ifname)
 	r.frr(`
@@ -221,10 +223,14 @@ router bgp 64512
  neighbor eth0 timers connect 1
  address-family ipv6 unicast
   neighbor eth0 activate
+ exit-address-family
+ neighbor eth0 bfd
+ neighbor eth0 bfd profile fast
 `)
+	r.bfdProfile()
 	n := newNode(t, bgp.Config{})
 	n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) {
-		p.Address, p.Interface, p.PeerASN, p.Dynamic = netip.Addr{}, r.node.ifname, 0, bgp.DynamicExternal
+		p.Address, p.Interface, p.PeerASN, p.Dynamic, p.BFD = netip.Addr{}, r.node.ifname, 0, bgp.DynamicExternal, fast
 	}, routes("203.0.113.1/32", "2001:db8:ffff::/64")...)})
 	n.established(r.ns, 15*time.Second)
 	r.eventually(3*time.Second, "the router forwards IPv4 to an IPv6 next hop", func() bool {
@@ -233,6 +239,7 @@ router bgp 64512
 	r.eventually(3*time.Second, "the router forwards IPv6", func() bool {
 		return strings.Contains(sh(t, "ip -n %s -6 route", r.ns), "2001:db8:ffff::/64")
 	})
+	r.eventually(10*time.Second, "BFD is up on both sides", func() bool { return bfdUp(n, r) })
 
 	// The neighbour changes its address, as another router in its place would.
 	sh(t, "ip -n %[1]s link set eth0 down; ip -n %[1]s link set eth0 address 02:00:00:00:09:09; ip -n %[1]s link set eth0 up", r.ns)
@@ -240,6 +247,25 @@ router bgp 64512
 		s := n.status(r.ns)
 		return s.State == bgp.Established && strings.HasPrefix(s.Address.String(), "fe80::ff:fe00:909")
 	})
+}
+
+// The peer is whoever the default route goes to.
+func TestDefaultGatewayMoves(t *testing.T) {
+	a, b := newRouter(t), newRouter(t)
+	a.frr(external4)
+	b.frr(external4)
+	sh(t, "ip route add default via %s", a.peer.v4)
+	n := newNode(t, bgp.Config{})
+	n.speaker.Set([]bgp.Session{a.session(func(p *bgp.Peer) { p.Address, p.DefaultGateway = netip.Addr{}, bgp.GatewayIPv4 }, routes("203.0.113.1/32")...)})
+	n.established(a.ns, 5*time.Second)
+	sh(t, "ip route replace default via %s", b.peer.v4)
+	eventually(t, 8*time.Second, "the new gateway has the route", func() bool { return b.routeText("203.0.113.1/32") != "" })
+	if got := a.routeText("203.0.113.1/32"); got != "" {
+		t.Errorf("the old gateway has %s", got)
+	}
+	if s := n.status(a.ns); s.Address != b.peer.v4 {
+		t.Errorf("status has the address %s", s.Address)
+	}
 }
 
 func TestTimers(t *testing.T) {

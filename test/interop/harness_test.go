@@ -35,6 +35,10 @@ func TestMain(m *testing.M) {
 		fmt.Println("interop tests skipped: they need root, for network namespaces")
 		return
 	}
+	if spec := os.Getenv("CLARION_INTEROP_BFD"); spec != "" {
+		bfdPeerProcess(spec)
+		return
+	}
 	if os.Getenv("CLARION_INTEROP_INSIDE") == "" {
 		os.Exit(inside())
 	}

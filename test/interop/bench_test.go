@@ -1,0 +1,236 @@
+package interop
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/clarionlb/clarion/speaker/bfd"
+	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/route"
+)
+
+// The benchmarks print figures that README and issues speak of: go test -run '^$' -bench . -benchtime 1x ./test/interop
+
+// bfdPeerProcess is the process at the other end of the BFD benchmarks: its environment says how many sessions, from
+// consecutive addresses of the router's link, with which profile.
+func bfdPeerProcess(spec string) {
+	var node, first string
+	var n, interval, multiplier int
+	if _, err := fmt.Sscan(spec, &node, &first, &n, &interval, &multiplier); err != nil {
+		panic(err)
+	}
+	runner := bfd.New(bfd.Config{Log: slog.New(slog.DiscardHandler)})
+	runner.Client(func(bfd.Status) {}).Set(bfdSessions(netip.MustParseAddr(first), netip.MustParseAddr(node), n, interval, multiplier, true))
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	_ = runner.Run(ctx)
+}
+
+// bfdSessions are n sessions between one address and n consecutive ones.
+func bfdSessions(first, other netip.Addr, n, interval, multiplier int, firstIsLocal bool) (all []bfd.Session) {
+	p := bfd.Profile{Receive: time.Duration(interval) * time.Millisecond, Transmit: time.Duration(interval) * time.Millisecond, Multiplier: uint8(multiplier)}
+	for range n {
+		peer := bfd.Peer{Local: first, Remote: other}
+		if !firstIsLocal {
+			peer = bfd.Peer{Local: other, Remote: first}
+		}
+		all = append(all, bfd.Session{Peer: peer, Profile: p})
+		first = first.Next()
+	}
+	return all
+}
+
+// bfdBench is n sessions that are up between this process and one in a router's namespace.
+func bfdBench(b *testing.B, n, interval, multiplier int) (peer *exec.Cmd, client *bfd.Client, events <-chan bfd.Status) {
+	r := newRouter(b)
+	for i := 1; i < n; i++ {
+		sh(b, "ip -n %s addr add 198.18.%d.%d/24 dev eth0", r.ns, r.n, 2+i)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	peer = exec.Command("ip", "netns", "exec", r.ns, exe)
+	peer.Env = append(os.Environ(), fmt.Sprintf("CLARION_INTEROP_BFD=%s %s %d %d %d", r.node.v4, r.peer.v4, n, interval, multiplier))
+	stdin, err := peer.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := peer.Start(); err != nil {
+		b.Fatal(err)
+	}
+	runner := bfd.New(bfd.Config{Log: slog.New(slog.DiscardHandler)})
+	c := make(chan bfd.Status, 10000)
+	client = runner.Client(func(s bfd.Status) { c <- s })
+	client.Set(bfdSessions(r.peer.v4, r.node.v4, n, interval, multiplier, false))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = runner.Run(ctx) }()
+	b.Cleanup(func() {
+		cancel()
+		<-done
+		stdin.Close()
+		_ = peer.Process.Kill()
+		_ = peer.Wait()
+	})
+	bfdAllUp(b, client, n, time.Duration(interval*multiplier)*time.Millisecond)
+	return peer, client, c
+}
+
+func bfdAllUp(b *testing.B, client *bfd.Client, n int, detection time.Duration) {
+	eventually(b, 20*time.Second, "every BFD session is up", func() bool {
+		up := 0
+		for _, s := range client.Status() {
+			if s.State == bfd.Up && s.Detection == detection {
+				up++
+			}
+		}
+		return up == n
+	})
+}
+
+// A frozen peer is noticed after 1.0 to 1.35 times the detection time.
+func BenchmarkBFDDetection(b *testing.B) {
+	peer, client, events := bfdBench(b, 1, 50, 3)
+	var took []time.Duration
+	for b.Loop() {
+		for range 20 {
+			for len(events) > 0 {
+				<-events
+			}
+			frozen := time.Now()
+			_ = peer.Process.Signal(syscall.SIGSTOP)
+			for s := range events {
+				if s.State == bfd.Down {
+					break
+				}
+			}
+			took = append(took, time.Since(frozen))
+			_ = peer.Process.Signal(syscall.SIGCONT)
+			bfdAllUp(b, client, 1, 150*time.Millisecond)
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(took[0].Seconds()*1000, "min-ms")
+	b.ReportMetric(took[len(took)/2].Seconds()*1000, "p50-ms")
+	b.ReportMetric(took[len(took)-1].Seconds()*1000, "max-ms")
+	b.ReportMetric(0, "ns/op")
+}
+
+// How much of a core 100 sessions at 50 ms take, seen from the process at the other end, which does nothing else.
+func BenchmarkBFDLoad(b *testing.B) {
+	peer, client, _ := bfdBench(b, 100, 50, 3)
+	var used, over time.Duration
+	for b.Loop() {
+		before, start := cpu(b, peer.Process.Pid), time.Now()
+		time.Sleep(5 * time.Second)
+		used += cpu(b, peer.Process.Pid) - before
+		over += time.Since(start)
+	}
+	downs := uint64(0)
+	for _, s := range client.Status() {
+		downs += s.Downs
+	}
+	b.ReportMetric(100*float64(used)/float64(over), "%core")
+	b.ReportMetric(float64(downs), "downs")
+	b.ReportMetric(0, "ns/op")
+}
+
+// No session goes down because the node is busy.
+func BenchmarkBFDOnABusyNode(b *testing.B) {
+	_, client, _ := bfdBench(b, 10, 300, 3)
+	var hogs []*exec.Cmd
+	for range 2 * runtime.NumCPU() {
+		c := exec.Command("sh", "-c", "while :; do :; done")
+		if err := c.Start(); err != nil {
+			b.Fatal(err)
+		}
+		hogs = append(hogs, c)
+	}
+	defer func() {
+		for _, c := range hogs {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+	}()
+	seconds := 30
+	if s, err := strconv.Atoi(os.Getenv("CLARION_BUSY_SECONDS")); err == nil {
+		seconds = s
+	}
+	for b.Loop() {
+		time.Sleep(time.Duration(seconds) * time.Second)
+	}
+	downs := uint64(0)
+	for _, s := range client.Status() {
+		downs += s.Downs
+	}
+	b.ReportMetric(float64(downs), "downs")
+	b.ReportMetric(0, "ns/op")
+}
+
+// cpu is the processor time that a process has used.
+func cpu(b *testing.B, pid int) time.Duration {
+	// The process is in this PID namespace, but /proc may be of another: ask the clock of the process itself.
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|2), &ts); err != nil { // as clock_getcpuclockid(3)
+		b.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
+}
+
+// How long 10,000 prefixes take to be in the tables of two routers, and what they cost in memory.
+func BenchmarkRoutes(b *testing.B) {
+	const many = 10000
+	var rs []route.Route
+	for i := range many {
+		rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)}), 32)})
+	}
+	a, c := newRouter(b), newRouter(b)
+	a.frr(external4)
+	c.frr(external4)
+	for b.Loop() {
+		idle := resident(b)
+		n := newNode(b, bgp.Config{})
+		n.speaker.Set([]bgp.Session{a.session(nil, rs...), c.session(nil, rs...)})
+		n.established(a.ns, 5*time.Second)
+		n.established(c.ns, 5*time.Second)
+		start := time.Now()
+		for _, r := range []*router{a, c} {
+			r.eventually(10*time.Second, "every prefix is there", func() bool {
+				return strings.Contains(r.vtysh("show bgp ipv4 unicast statistics json"), fmt.Sprintf(":%d", many))
+			})
+		}
+		b.ReportMetric(time.Since(start).Seconds()*1000, "ms")
+		b.ReportMetric(float64(resident(b)-idle)/(1<<20), "MiB")
+		n.stop()
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// resident is the memory of this process.
+func resident(b *testing.B) int64 {
+	runtime.GC()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	pages, _ := strconv.ParseInt(strings.Fields(string(text))[1], 10, 64)
+	return pages * int64(os.Getpagesize())
+}
