@@ -79,7 +79,7 @@ func (c *cluster) address(addr netip.Addr, kind v1beta1.AddressType, key string)
 	a := &address{addr: addr, kind: kind, answering: map[string][]string{}, noRoute: map[string][]string{}}
 	if kind == v1beta1.AddressLoadBalancerIP {
 		a.pool = view.PoolOf(addr)
-		a.layer2 = view.ForLayer2(addr, claims)
+		a.layer2 = c.snap.Layer2().Explain(addr)
 	}
 	for _, s := range c.speakers {
 		for _, l := range s.Status.Layer2 {
@@ -245,6 +245,8 @@ func (a *address) write(w io.Writer) error {
 				add("           %s cannot: %s", n.Node, n.Why)
 			case n.Gate != "":
 				add("           %s can if nobody else can: %s", n.Node, n.Gate)
+			case n.Full != "":
+				add("           %s can take over: %s", n.Node, n.Full)
 			default:
 				add("           %s can take over", n.Node)
 			}

@@ -3,8 +3,9 @@
 // equal views give equal decisions on every node, whatever the order of events. The reasons it returns beside a decision
 // are what conditions, events and the CLI show.
 //
-// A decision is made for one address at a time, with all the Services that claim it, so that Services that share an
-// address have one owner and the cost of a change follows the change.
+// A decision is made for one address, with all the Services that claim it, so that Services that share an address have
+// one owner. That about routes needs nothing else; owners on the local network are planned for all addresses together,
+// so that no node gets more than its share.
 package announce
 
 import (
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -65,6 +67,8 @@ type Service struct {
 	// Namespace and Name identify it.
 	Namespace, Name string
 	Labels          labels.Set
+	// Created is when it was; see Plan.
+	Created time.Time
 	// LocalExternal and LocalInternal are its traffic policies (externalTrafficPolicy, internalTrafficPolicy: Local).
 	LocalExternal, LocalInternal bool
 	// Endpoints4 and Endpoints6 are its endpoints of each family.

