@@ -49,6 +49,7 @@ type reconciler struct {
 	weights  map[netip.Addr]weight
 	holddown *holddown.Table[netip.Addr]
 	ranges   [][]announce.Export
+	drawn    []netip.Prefix // ServiceCIDRs that are announced
 	draining time.Time                // since when this node is being drained; zero: it is not
 	later    map[netip.Addr]time.Time // when an address has to be looked at again though nothing has changed
 	problems []config.Problem         // with configuration objects, on this node
@@ -195,6 +196,9 @@ func (r *reconciler) step(now time.Time) {
 	if changes.All || len(changes.Addrs) > 0 {
 		l2Changed = r.decideLayer2() || l2Changed
 	}
+	if l2Changed || bgpChanged {
+		r.guard.Set(r.guarded())
+	}
 	if l2Changed && r.joined {
 		want := make([]layer2.Address, 0, len(r.owned))
 		rights := make(map[netip.Addr]map[string]bool, len(r.owned))
@@ -274,6 +278,21 @@ func (r *reconciler) weigh(addr netip.Addr, exact float32, now time.Time) float3
 	return sent
 }
 
+// guarded is all that this node draws packets for: what of it the Service proxy does not rewrite, because it does not know
+// it, or does not know it yet, must not go back to where it came from. It would be sent here again, and the proxy would
+// not touch the flow any more, as the kernel remembers that it was not rewritten.
+func (r *reconciler) guarded() guard.Want {
+	w := guard.Want{Prefixes: slices.Clone(r.drawn), Interfaces: r.outside}
+	add := func(a netip.Addr) { w.Prefixes = append(w.Prefixes, netip.PrefixFrom(a, a.BitLen())) }
+	for addr := range r.exports {
+		add(addr)
+	}
+	for addr := range r.owned {
+		add(addr)
+	}
+	return w
+}
+
 func equalExport(a, b announce.Export) bool {
 	return a.Peer == b.Peer && a.Prefix == b.Prefix && a.Attrs.Equal(b.Attrs)
 }
@@ -321,14 +340,13 @@ func (r *reconciler) hasBetterRight(node string, addr netip.Addr) bool {
 func (r *reconciler) decideRanges() {
 	s := r.snapshot
 	r.ranges = r.ranges[:0]
-	var drawn []netip.Prefix // ranges that packets are drawn for
+	r.drawn = r.drawn[:0]
 	for _, p := range s.ServiceCIDRs() {
 		exports := s.View().ForRange(r.node, p, v1beta1.AddressServiceCIDR).Exports
 		if r.ranges = append(r.ranges, exports); len(exports) > 0 {
-			drawn = append(drawn, p)
+			r.drawn = append(r.drawn, p)
 		}
 	}
-	r.guard.Set(guard.Want{Prefixes: drawn, Interfaces: r.outside})
 	for _, p := range s.Node(r.node).PodCIDRs {
 		r.ranges = append(r.ranges, s.View().ForRange(r.node, p, v1beta1.AddressPodCIDR).Exports)
 	}

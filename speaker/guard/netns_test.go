@@ -193,7 +193,8 @@ type side struct {
 	clientAddr, nodeAddr, podAddr      netip.Addr
 	gateway                            netip.Addr // the node, as the pod sees it
 	ipVersion, icmpNetwork, unspecific string
-	unreachable                        error // what connect says of the ICMP error
+	answer                             string // the guard's ICMP error, without its source
+	unreachable                        error  // what connect says of it
 }
 
 var sides = []side{
@@ -203,7 +204,8 @@ var sides = []side{
 		fromPod: netip.MustParseAddr("198.18.0.12"), own: netip.MustParseAddr("198.18.0.11"), rejected: netip.MustParseAddr("198.18.0.13"),
 		clientAddr: netip.MustParseAddr("198.51.100.2"), nodeAddr: netip.MustParseAddr("192.0.2.11"), podAddr: netip.MustParseAddr("198.19.0.2"),
 		gateway:   netip.MustParseAddr("198.19.0.1"),
-		ipVersion: "-4", icmpNetwork: "ip4:icmp", unspecific: "0.0.0.0", unreachable: unix.EHOSTUNREACH,
+		ipVersion: "-4", icmpNetwork: "ip4:icmp", unspecific: "0.0.0.0",
+		answer: "destination unreachable, code 1, from ", unreachable: unix.EHOSTUNREACH,
 	},
 	{
 		name: "IPv6", services: netip.MustParsePrefix("2001:db8:96::/112"),
@@ -212,7 +214,8 @@ var sides = []side{
 		clientAddr: netip.MustParseAddr("2001:db8:51::2"), nodeAddr: netip.MustParseAddr("2001:db8:2::11"), podAddr: netip.MustParseAddr("2001:db8:44::2"),
 		gateway: netip.MustParseAddr("2001:db8:44::1"),
 		// ICMPv6 has no code for a host that is known to be unreachable by a route; the kernel says "no route" (RFC 4443 section 3.1).
-		ipVersion: "-6", icmpNetwork: "ip6:ipv6-icmp", unspecific: "::", unreachable: unix.ENETUNREACH,
+		ipVersion: "-6", icmpNetwork: "ip6:ipv6-icmp", unspecific: "::",
+		answer: "destination unreachable, code 0, from ", unreachable: unix.ENETUNREACH,
 	},
 }
 
