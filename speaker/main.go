@@ -56,6 +56,7 @@ type options struct {
 	proxyHealthURL  string
 	drainTime       time.Duration
 	holddown        time.Duration
+	acdProbes       int
 	membersPort     int
 	membersProfile  string
 	metricsAddr     string
@@ -71,6 +72,7 @@ func main() {
 	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
+	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a stranger has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
 	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
@@ -186,6 +188,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log}), eventToUpdate: newEventToUpdate()}
 	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
 	s.reconciler.drainTime = o.drainTime
+	s.reconciler.acd = layer2.Probe{Count: o.acdProbes, Interval: layer2.DefaultProbe().Interval}
 	s.reconciler.holddown = holddown.New[netip.Addr](o.holddown, holddownMax)
 	s.reconciler.events = events
 	s.guard = guard.New(guard.Config{Log: log})
@@ -219,7 +222,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 func (s *speaker) linksChanged() {
 	links := s.layer2.Links()
 	s.fellows.setLinks(links)
-	var outside []string
+	outside := []string{}
 	for _, l := range links {
 		if !l.Excluded {
 			outside = append(outside, l.Name)

@@ -32,24 +32,29 @@ type reconciler struct {
 	node      string
 	namespace string
 	log       *slog.Logger
-	layer2    interface{ Set([]layer2.Address) }
+	layer2    interface {
+		Set([]layer2.Address)
+		Status() layer2.Status
+	}
 	bgp       interface{ Set([]bgp.Session) }
 	guard     interface{ Set(guard.Want) }
 	events    events.EventRecorder
 	changed   func() // called after every step that changed something that the status shows
 	drainTime time.Duration
+	acd       layer2.Probe // of an address that nobody has announced before (RFC 5227)
 	wake      chan struct{}
 
 	snapshot *snapshot.Snapshot // its lock guards the following too
 	joined   bool               // the fellows are known: layer 2 may announce
 	outside  []string           // the node's interfaces that lead out of the cluster
 	secrets  map[string]map[string][]byte
-	owned    map[netip.Addr]owned
+	duties   map[netip.Addr]duty // what this node does on the local network
+	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
 	exports  map[netip.Addr][]announce.Export
 	weights  map[netip.Addr]weight
 	holddown *holddown.Table[netip.Addr]
 	ranges   [][]announce.Export
-	drawn    []netip.Prefix // ServiceCIDRs that are announced
+	drawn    []netip.Prefix           // ServiceCIDRs that are announced
 	draining time.Time                // since when this node is being drained; zero: it is not
 	later    map[netip.Addr]time.Time // when an address has to be looked at again though nothing has changed
 	problems []config.Problem         // with configuration objects, on this node
@@ -60,17 +65,21 @@ type reconciler struct {
 	rights atomic.Pointer[map[netip.Addr]map[string]bool] // the nodes with a better right to what is owned
 }
 
-// owned is an address that this node owns on the local network.
-type owned struct {
-	interfaces []string
-	services   []string
-	before     map[string]bool // the nodes with a better right, if they were alive
+// duty is what this node does about an address on the local network: it owns it, or it stands by.
+type duty struct {
+	layer2.Address
+	services []string
+	before   map[string]bool // the nodes with a better right
+}
+
+func (p duty) equal(q duty) bool {
+	return p.Standby == q.Standby && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) && maps.Equal(p.before, q.before)
 }
 
 func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Logger) *reconciler {
 	return &reconciler{
 		node: node, namespace: namespace, log: log, wake: make(chan struct{}, 1), snapshot: snap,
-		secrets: map[string]map[string][]byte{}, owned: map[netip.Addr]owned{}, exports: map[netip.Addr][]announce.Export{},
+		secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
 		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, holddown: holddown.New[netip.Addr](0, 0), keys: map[string]string{},
 	}
 }
@@ -184,7 +193,9 @@ func (r *reconciler) step(now time.Time) {
 	if !r.draining.IsZero() && now.Sub(r.draining) >= r.drainTime {
 		s.SetDrained(r.node, true)
 	}
+	first := s.View().Config == nil
 	changes := s.Changes()
+	r.note(changes.Addrs, first)
 	if changes.All {
 		r.watchDraining(now)
 		r.decideRanges()
@@ -196,15 +207,15 @@ func (r *reconciler) step(now time.Time) {
 	if changes.All || len(changes.Addrs) > 0 {
 		l2Changed = r.decideLayer2() || l2Changed
 	}
-	if l2Changed || bgpChanged {
+	if (l2Changed || bgpChanged) && r.outside != nil { // before the links are known, what was guarded stays
 		r.guard.Set(r.guarded())
 	}
 	if l2Changed && r.joined {
-		want := make([]layer2.Address, 0, len(r.owned))
-		rights := make(map[netip.Addr]map[string]bool, len(r.owned))
-		for addr, o := range r.owned {
-			want = append(want, layer2.Address{Addr: addr, Interfaces: o.interfaces})
-			rights[addr] = o.before
+		want := make([]layer2.Address, 0, len(r.duties))
+		rights := make(map[netip.Addr]map[string]bool, len(r.duties))
+		for addr, p := range r.duties {
+			want = append(want, p.Address)
+			rights[addr] = p.before
 		}
 		r.rights.Store(&rights)
 		r.layer2.Set(want)
@@ -287,7 +298,7 @@ func (r *reconciler) guarded() guard.Want {
 	for addr := range r.exports {
 		add(addr)
 	}
-	for addr := range r.owned {
+	for addr := range r.duties {
 		add(addr)
 	}
 	return w
@@ -297,15 +308,47 @@ func equalExport(a, b announce.Export) bool {
 	return a.Peer == b.Peer && a.Prefix == b.Prefix && a.Attrs.Equal(b.Attrs)
 }
 
+// confirm is how a node that is to take over from one that it takes for dead makes sure on the wire that it is.
+var confirm = layer2.Probe{Count: 3, Interval: 30 * time.Millisecond}
+
 // decideLayer2 says whether this node's part in announcing addresses on the local network has changed. A change to one
 // address can move others.
 func (r *reconciler) decideLayer2() bool {
 	plan := r.snapshot.Layer2()
-	changed := false
-	for addr := range r.owned {
-		if owner, _ := plan.Owner(addr); owner != r.node {
-			delete(r.owned, addr)
-			changed = true
+	next := map[netip.Addr]duty{}
+	add := func(addr netip.Addr, standby bool) duty {
+		_, interfaces := plan.Owner(addr)
+		p := duty{Address: layer2.Address{Addr: addr, Interfaces: interfaces, Standby: standby}, before: plan.Before(addr, r.node)}
+		for _, c := range r.snapshot.ClaimsOn(addr) {
+			if c.Type == v1beta1.AddressLoadBalancerIP {
+				p.services = append(p.services, c.Service.Key())
+			}
+		}
+		next[addr] = p
+		return p
+	}
+	for _, addr := range plan.StandbyFor(r.node) {
+		add(addr, true)
+	}
+	var holders map[netip.Addr]bool
+	for _, addr := range plan.OwnedBy(r.node) {
+		p := add(addr, false)
+		switch {
+		case !r.known[addr]:
+			p.Probe = r.acd
+		case r.anyDead(p.before):
+			// That a better node is dead is hearsay. While it is heard to answer it has the address.
+			if holders == nil {
+				holders = r.holders()
+			}
+			p.Standby, p.Probe = holders[addr], confirm
+		}
+		next[addr] = p
+	}
+	changed := !maps.EqualFunc(r.duties, next, duty.equal)
+	for addr, old := range r.duties {
+		if p, ok := next[addr]; !old.Standby && (!ok || p.Standby) {
+			owner, _ := plan.Owner(addr)
 			why := "node " + owner + " has the better right"
 			if owner == "" {
 				why = plan.Explain(addr).Why
@@ -313,22 +356,49 @@ func (r *reconciler) decideLayer2() bool {
 			r.log.Info("gives up address", "address", addr, "why", why)
 		}
 	}
-	for _, addr := range plan.OwnedBy(r.node) {
-		_, interfaces := plan.Owner(addr)
-		next := owned{interfaces: interfaces, before: plan.Before(addr, r.node)}
-		for _, c := range r.snapshot.ClaimsOn(addr) {
-			if c.Type == v1beta1.AddressLoadBalancerIP {
-				next.services = append(next.services, c.Service.Key())
-			}
+	for addr, p := range next {
+		if old, had := r.duties[addr]; !p.Standby && (!had || old.Standby) {
+			r.log.Info("takes address", "address", addr, "interfaces", p.Interfaces)
 		}
-		old, had := r.owned[addr]
-		if !had {
-			r.log.Info("takes address", "address", addr, "interfaces", interfaces)
+	}
+	r.duties = next
+	for addr, announced := range r.known {
+		if owner, _ := plan.Owner(addr); !announced && owner != "" {
+			r.known[addr] = true
 		}
-		changed = changed || !had || !slices.Equal(old.interfaces, next.interfaces) || !slices.Equal(old.services, next.services) || !maps.Equal(old.before, next.before)
-		r.owned[addr] = next
 	}
 	return changed
+}
+
+// anyDead says whether the speaker of one of some nodes is not known to be alive.
+func (r *reconciler) anyDead(nodes map[string]bool) bool {
+	for n := range nodes {
+		if node := r.snapshot.View().Nodes[n]; node != nil && !node.Alive {
+			return true
+		}
+	}
+	return false
+}
+
+// holders are the addresses that another speaker is heard to answer for.
+func (r *reconciler) holders() map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, a := range r.layer2.Status().Addresses {
+		out[a.Addr] = a.State == layer2.Standby && a.Holder != layer2.MAC{}
+	}
+	return out
+}
+
+// note takes in which addresses Services have. first says that nothing was known before: what there is then, others may
+// have announced for long.
+func (r *reconciler) note(addrs []netip.Addr, first bool) {
+	for _, addr := range addrs {
+		if _, ok := r.known[addr]; len(r.snapshot.ClaimsOn(addr)) == 0 {
+			delete(r.known, addr)
+		} else if !ok {
+			r.known[addr] = first
+		}
+	}
 }
 
 // hasBetterRight says whether a node has a better right than this one to an address that this one owns. It takes no lock.

@@ -33,14 +33,24 @@ type sinks struct {
 	layer2, bgp string
 	guard       []netip.Prefix
 	layer2Calls int
+	status      layer2.Status
 }
 
 type layer2Sink struct{ *sinks }
 
+func (s layer2Sink) Status() layer2.Status { return s.sinks.status }
+
 func (s layer2Sink) Set(want []layer2.Address) {
 	var out []string
 	for _, a := range want {
-		out = append(out, strings.TrimSpace(a.Addr.String()+" "+strings.Join(a.Interfaces, ",")))
+		text := strings.TrimSpace(a.Addr.String() + " " + strings.Join(a.Interfaces, ","))
+		if a.Standby {
+			text += " standby"
+		}
+		if a.Probe.Count > 0 {
+			text += fmt.Sprintf(" probes %v", a.Probe)
+		}
+		out = append(out, text)
 	}
 	slices.Sort(out)
 	s.sinks.layer2 = strings.Join(out, "; ")
@@ -85,6 +95,7 @@ func newWorld(t *testing.T) *world {
 	snap := snapshot.New(true)
 	w.r = newReconciler("a", "clarion-system", snap, slog.New(slog.DiscardHandler))
 	w.r.layer2, w.r.bgp, w.r.guard, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, guardSink{w.sinks}, func() {}
+	w.r.setOutside([]string{"eth0"})
 	w.events = events.NewFakeRecorder(10)
 	w.r.events = w.events
 	if _, err := snap.Watch(t.Context(), w.informers, w.r.poke); err != nil {
@@ -300,9 +311,10 @@ func TestRights(t *testing.T) {
 		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
 		w.set(svc(name, addr.String()), endpoints(name, "a"))
 		w.alive("a", "b", "c")
-		_, mine := w.r.owned[addr]
+		d, ok := w.r.duties[addr]
+		mine := ok && !d.Standby
 		w.alive("a")
-		if _, ok := w.r.owned[addr]; !ok {
+		if d, ok := w.r.duties[addr]; !ok || d.Standby {
 			t.Fatalf("the only live node does not own %s", addr)
 		}
 		heard := w.r.hasBetterRight("b", addr) || w.r.hasBetterRight("c", addr)
@@ -415,4 +427,34 @@ func TestFlappingServiceIsHeldDown(t *testing.T) {
 	if len(w.r.exports) == 0 {
 		t.Error("not announced when the time is up")
 	}
+}
+
+// The second in line stands by. One that takes over from a node that is said to be dead first makes sure of that, and goes
+// on standing by while that node is heard. What nobody has announced before is looked for on the network first.
+func TestTakeover(t *testing.T) {
+	w := newWorld(t)
+	w.r.acd = layer2.DefaultProbe()
+	w.set(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), svc("web", "192.0.2.1"), endpoints("web", "a"))
+	w.r.setJoined()
+	w.alive("a", "b")
+	w.alive("b")
+	for i := range 40 { // until one is found that is b's when both are alive
+		addr := fmt.Sprintf("192.0.2.%d", i)
+		w.set(svc("web", addr))
+		w.alive("a", "b")
+		if w.r.duties[netip.MustParseAddr(addr)].Standby {
+			w.want("the other one owns it", addr+" standby", "")
+			w.status = layer2.Status{Addresses: []layer2.AddressStatus{{Addr: netip.MustParseAddr(addr), State: layer2.Standby, Holder: layer2.MAC{2}}}}
+			w.alive("a")
+			w.want("said to be dead, but heard", addr+" standby probes {3 30ms}", "")
+			w.status = layer2.Status{}
+			w.alive("a", "b")
+			w.alive("a")
+			w.want("said to be dead, and not heard", addr+" probes {3 30ms}", "")
+			w.set(svc("web", "198.51.100.1"))
+			w.want("an address that nobody has announced before", "198.51.100.1 probes {3 200ms}", "")
+			return
+		}
+	}
+	t.Fatal("a owns every address")
 }

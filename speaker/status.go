@@ -145,7 +145,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, a := range node.Addresses {
 		out.Addresses = append(out.Addresses, a.String())
 	}
-	for addr, o := range r.owned {
+	for addr, o := range r.duties {
 		if on := achieved[addr]; len(on) > 0 {
 			out.Layer2 = append(out.Layer2, v1beta1.Layer2Status{Address: addr.String(), Services: o.services, Interfaces: on})
 		}

@@ -388,6 +388,31 @@ func (p *Plan) OwnedBy(node string) []netip.Addr {
 	return out
 }
 
+// StandbyFor are the addresses that a node stands by for: it scores highest for them of the nodes that could own them now,
+// the owner left out. It is to notice first, on the wire, when the owner falls silent. In no order.
+func (p *Plan) StandbyFor(node string) []netip.Addr {
+	me, ok := p.index[node]
+	if !ok {
+		return nil
+	}
+	var out []netip.Addr
+	for _, x := range p.addrs {
+		if x.owner < 0 || x.owner == me {
+			continue
+		}
+		best, most := -1, uint64(0)
+		for _, n := range x.shape.hosts.nodes {
+			if s := score(p.scores[n], x.score); n != x.owner && (best < 0 || s > most) {
+				best, most = n, s
+			}
+		}
+		if best == me {
+			out = append(out, x.addr)
+		}
+	}
+	return out
+}
+
 // Before are the nodes that have a better right to an address than a node has: when one of them is heard to claim it, the
 // node has to yield, and any other has to yield to the node.
 //
