@@ -74,7 +74,7 @@ func main() {
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
 	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a stranger has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
-	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan")
+	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan, and single parameters behind it, such as lan,probe-interval=500ms,suspicion-mult=3")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
 	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":9121", "where /healthz and /readyz are served; 0: nowhere")
 	flag.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
@@ -105,9 +105,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return fmt.Errorf("--proxy-health-url %q must be like http://127.0.0.1:10256/healthz", o.proxyHealthURL)
 		}
 	}
-	profile, ok := map[string]members.Profile{"fast": members.Fast(), "lan": members.LAN(), "wan": members.WAN()}[o.membersProfile]
-	if !ok {
-		return fmt.Errorf("--members-profile %q must be fast, lan or wan", o.membersProfile)
+	profile, err := members.ParseProfile(o.membersProfile)
+	if err != nil {
+		return fmt.Errorf("--members-profile: %w", err)
 	}
 	if o.membersPort < 1 || o.membersPort > 65535 {
 		return fmt.Errorf("--members-port %d must be between 1 and 65535", o.membersPort)

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
@@ -27,6 +28,8 @@ var (
 	descUps     = prometheus.NewDesc("clarion_bgp_session_established_total", "How often the BGP session with a peer was established.", []string{"peer"}, nil)
 	descSince   = prometheus.NewDesc("clarion_bgp_session_changed_seconds", "When the BGP session with a peer was established or lost, in seconds since 1970.", []string{"peer"}, nil)
 	descSent    = prometheus.NewDesc("clarion_bgp_prefixes_sent", "Prefixes that are announced to a peer.", []string{"peer", "family"}, nil)
+	descMsgs    = prometheus.NewDesc("clarion_bgp_messages_total", "BGP messages exchanged with a peer.", []string{"peer", "direction", "type"}, nil)
+	descFlaps   = prometheus.NewDesc("clarion_bfd_session_down_total", "How often the BFD session with a peer went down.", []string{"peer"}, nil)
 	descBFD     = prometheus.NewDesc("clarion_bfd_session_up", "Whether the BFD session with a peer is up.", []string{"peer"}, nil)
 )
 
@@ -41,7 +44,7 @@ func newEventToUpdate() prometheus.Histogram {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descMembers, descOwned, descAsked, descReplied, descGARP, descRivals, descUp, descUps, descSince, descSent, descBFD} {
+	for _, d := range []*prometheus.Desc{descMembers, descOwned, descAsked, descReplied, descGARP, descRivals, descUp, descUps, descSince, descSent, descMsgs, descFlaps, descBFD} {
 		to <- d
 	}
 	c.eventToUpdate.Describe(to)
@@ -75,8 +78,16 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 		gauge(descSince, float64(s.Since.Unix()), s.Peer)
 		gauge(descSent, float64(s.Sent4), s.Peer, "IPv4")
 		gauge(descSent, float64(s.Sent6), s.Peer, "IPv6")
+		for direction, n := range map[string]bgp.Counters{"in": s.MessagesIn, "out": s.MessagesOut} {
+			count(descMsgs, n.Open, s.Peer, direction, "open")
+			count(descMsgs, n.Update, s.Peer, direction, "update")
+			count(descMsgs, n.Notification, s.Peer, direction, "notification")
+			count(descMsgs, n.Keepalive, s.Peer, direction, "keepalive")
+			count(descMsgs, n.Refresh, s.Peer, direction, "refresh")
+		}
 		if s.BFD != nil {
-			gauge(descBFD, bit(s.BFD.State.String() == "Up"), s.Peer)
+			gauge(descBFD, bit(s.BFD.State == bfd.Up), s.Peer)
+			count(descFlaps, s.BFD.Downs, s.Peer)
 		}
 	}
 }

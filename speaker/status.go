@@ -130,7 +130,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 		achieved[a.Addr] = a.Interfaces
 		for _, c := range a.Conflicts {
 			out.Conflicts = append(out.Conflicts, v1beta1.AddressConflict{
-				Address: a.Addr.String(), HardwareAddress: c.MAC.String(), Interface: c.Interface, Since: metav1.NewTime(c.Since.Truncate(time.Second)),
+				Address: a.Addr.String(), HardwareAddress: c.MAC.String(), Interface: c.Interface, BeforeUse: c.Before, Since: metav1.NewTime(c.Since.Truncate(time.Second)),
 			})
 		}
 	}
@@ -205,6 +205,9 @@ func sessionStatus(s bgp.SessionStatus) v1beta1.SessionStatus {
 	if s.Problem != "" {
 		out.LastError = s.Problem
 	}
+	if s.Local.IsValid() {
+		out.LocalAddress = s.Local.String()
+	}
 	if s.Address.IsValid() {
 		out.Address = s.Address.String()
 	}
@@ -220,6 +223,11 @@ func sessionStatus(s bgp.SessionStatus) v1beta1.SessionStatus {
 	}
 	if s.BFD != nil {
 		out.BFD = s.BFD.State.String()
+		out.BFDTransmitMilliseconds = int32(s.BFD.Transmit.Milliseconds())
+		out.BFDDetectionMilliseconds = int32(s.BFD.Detection.Milliseconds())
+		if s.BFD.Problem != "" {
+			out.LastError = "BFD: " + s.BFD.Problem
+		}
 	}
 	return out
 }

@@ -148,6 +148,11 @@ type IPAddressPoolStatus struct {
 	AvailableIPv4 int64 `json:"availableIPv4"`
 	// availableIPv6 is the number of the pool's IPv6 addresses that could still be given out; it stops at 2^63-1.
 	AvailableIPv6 int64 `json:"availableIPv6"`
+	// quarantined are addresses of the pool that a stranger on the local network was found to use before they were
+	// announced for the first time. They are given to nobody while the stranger is heard, and for ten minutes after.
+	// +listType=set
+	// +optional
+	Quarantined []string `json:"quarantined,omitempty"`
 	// conditions: Ready, and Conflict where there is one.
 	// +listType=map
 	// +listMapKey=type

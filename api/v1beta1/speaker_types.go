@@ -71,6 +71,9 @@ type SessionStatus struct {
 	// address of the peer.
 	// +optional
 	Address string `json:"address,omitempty"`
+	// localAddress is this side's address in the session.
+	// +optional
+	LocalAddress string `json:"localAddress,omitempty"`
 	// state of the session as in RFC 4271 section 8.2.2: Idle, Connect, Active, OpenSent, OpenConfirm, Established.
 	State string `json:"state"`
 	// since is when the session entered or left the state Established.
@@ -99,7 +102,13 @@ type SessionStatus struct {
 	// bfd is the state of the BFD session: AdminDown, Down, Init, Up. Empty without BFD.
 	// +optional
 	BFD string `json:"bfd,omitempty"`
-	// lastError is why the session went down or does not come up.
+	// bfdTransmitMilliseconds is the negotiated time between BFD packets that this side sends.
+	// +optional
+	BFDTransmitMilliseconds int32 `json:"bfdTransmitMilliseconds,omitempty"`
+	// bfdDetectionMilliseconds is the negotiated time without a BFD packet after which the peer is down.
+	// +optional
+	BFDDetectionMilliseconds int32 `json:"bfdDetectionMilliseconds,omitempty"`
+	// lastError is why the session went down or does not come up; it stays when the session is up again.
 	// +optional
 	LastError string `json:"lastError,omitempty"`
 }
@@ -112,6 +121,10 @@ type AddressConflict struct {
 	HardwareAddress string `json:"hardwareAddress"`
 	// interface the claim was heard on.
 	Interface string `json:"interface"`
+	// beforeUse says that the claim was heard before the address was announced for the first time: it is not announced
+	// while the claim stands, and the controller gives the Service another.
+	// +optional
+	BeforeUse bool `json:"beforeUse,omitempty"`
 	// since is when the claim was first heard.
 	Since metav1.Time `json:"since"`
 }
