@@ -61,11 +61,21 @@ crd: ## every rule of the CRDs and every manifest, against a real kube-apiserver
 
 .PHONY: e2e
 e2e: ## end to end: a real Kubernetes in network namespaces, with routers and clients
-	go test -count=1 -timeout 30m ./test/e2e/...
+	go test -p 1 -count=1 -timeout 40m ./test/e2e/...
 
 .PHONY: bench
-bench: ## benchmarks
+bench: deps ## figures of allocation, in the lab; and Go benchmarks
+	go test -count=1 -timeout 30m ./controller -run TestFigures -figures -v
 	go test -run='^$$' -bench=. -benchmem $$(go list ./... | grep -v /test/)
+
+.PHONY: bench-l2
+bench-l2: deps ## figures of layer 2, in the lab: failover, takeover, storms
+	go run ./test/bench l2
+
+.PHONY: bench-bgp
+bench-bgp: deps ## figures of BGP and BFD, in the lab and against FRR
+	go run ./test/bench bgp
+	go test -run='^$$' -bench=. -benchtime=1x -timeout 30m ./test/interop
 
 .PHONY: fuzz
 fuzz: ## run every fuzz test for FUZZTIME (30s)

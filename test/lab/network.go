@@ -18,6 +18,7 @@ import (
 // The lab's address plan; doc.go has the picture.
 const (
 	lanPrefix4, lanPrefix6   = "192.0.2.0/24", "2001:db8::/64"
+	wanPrefix4, wanPrefix6   = "198.51.100.0/24", "2001:db8:1::/64"
 	onLink4, onLink6         = "203.0.113.0/24", "2001:db8:f::/64"
 	podRange4, podRange6     = "10.244.0.0/16", "fd00:244::/32"
 	clusterIP4, clusterIP6   = "10.96.0.0/16", "fd00:96::/112"

@@ -104,7 +104,13 @@ func (l *Lab) RunPod(ctx context.Context, spec PodSpec) (*Pod, error) {
 		spec.Port = 8080
 	}
 	p := newPod(l, spec)
-	if err := p.run(ctx); err != nil {
+	err := p.takeAddresses()
+	if err == nil {
+		if err = p.run(ctx); err != nil {
+			err = errors.Join(err, p.Delete(context.WithoutCancel(ctx)))
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("pod %s/%s: %w", spec.Namespace, spec.Name, err)
 	}
 	return p, nil
@@ -125,9 +131,6 @@ func (p *Pod) run(ctx context.Context) error {
 	if err := p.l.EnsureNamespace(ctx, p.Spec.Namespace); err != nil {
 		return err
 	}
-	if err := p.takeAddresses(); err != nil {
-		return err
-	}
 	if err := p.makeNetwork(); err != nil {
 		return err
 	}
@@ -137,10 +140,11 @@ func (p *Pod) run(ctx context.Context) error {
 		command = []string{filepath.Join(p.l.state, "bin", "pod"), "-name", p.Spec.Name, "-node", p.Spec.Node, "-port", port,
 			"-drain", p.Spec.Drain.String()}
 	}
-	var err error
-	if p.Process, err = p.l.Start(p.Host, "server", command, p.Spec.Env...); err != nil {
+	server, err := p.l.Start(p.Host, "server", command, p.Spec.Env...)
+	if err != nil {
 		return err
 	}
+	p.Process = server
 	if err := p.listening(ctx); err != nil {
 		return err
 	}
@@ -252,16 +256,43 @@ func (p *Pod) Terminate(ctx context.Context) error {
 
 // Delete removes the pod at once: server, object and namespace.
 func (p *Pod) Delete(ctx context.Context) error {
-	p.Process.Kill()
-	p.Process.forget()
+	if p.Process != nil { // nil when RunPod failed before it started the server
+		p.Process.Kill()
+		p.Process.forget()
+	}
 	err := p.l.Client().Delete(ctx, p.object(), client.GracePeriodSeconds(0))
 	if err := client.IgnoreNotFound(err); err != nil {
+		return err
+	}
+	if err := p.unplug(); err != nil {
 		return err
 	}
 	p.l.mu.Lock()
 	delete(p.l.pods, p.Host)
 	p.l.mu.Unlock()
 	return ipBatch([]string{"netns del " + p.l.NS(p.Host)})
+}
+
+// unplug removes the pod's cable and the routes over it, at once: a namespace's end comes some time after its deletion,
+// when another pod may have the addresses.
+func (p *Pod) unplug() error {
+	return p.l.at(p.Spec.Node, func(n *netlink.Handle) error {
+		link, err := n.LinkByName(p.port())
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return n.LinkDel(link)
+	})
+}
+
+// port is the name of the node's end of the pod's cable.
+func (p *Pod) port() string {
+	sum := fnv.New32a()
+	sum.Write([]byte(p.Host))
+	return fmt.Sprintf("veth%08x", sum.Sum32())
 }
 
 // takeAddresses reserves the lowest free addresses of the node's pod ranges, from .2 on.
@@ -305,9 +336,7 @@ func (p *Pod) makeNetwork() error {
 		return err
 	}
 	defer ns.Close()
-	sum := fnv.New32a()
-	sum.Write([]byte(p.Host))
-	port := fmt.Sprintf("veth%08x", sum.Sum32())
+	port := p.port()
 	gateway4 := netip.PrefixFrom(p.IPv4, 24).Masked().Addr().Next()
 	gateway6 := netip.PrefixFrom(p.IPv6, 64).Masked().Addr().Next()
 	err = p.l.at(p.Spec.Node, func(n *netlink.Handle) error {

@@ -71,6 +71,14 @@ exit
 
 func (r *Router) dir() string { return filepath.Join(r.l.state, r.Name) }
 
+// bgpd is bgpd's configuration.
+func (r *Router) bgpd() ([]byte, error) {
+	var b bytes.Buffer
+	err := bgpdConfig.Execute(&b, map[string]any{"Name": r.Name, "ASN": RouterASN, "RouterID": r.l.Host(r.Name).IPv4,
+		"LAN4": lanPrefix4, "LAN6": lanPrefix6})
+	return b.Bytes(), err
+}
+
 // start runs the three daemons and returns when bgpd takes connections.
 func (r *Router) start(ctx context.Context) error {
 	frr, err := user.Lookup("frr")
@@ -85,9 +93,7 @@ func (r *Router) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var bgpd bytes.Buffer
-	err = bgpdConfig.Execute(&bgpd, map[string]any{"Name": r.Name, "ASN": RouterASN, "RouterID": r.l.Host(r.Name).IPv4,
-		"LAN4": lanPrefix4, "LAN6": lanPrefix6})
+	bgpd, err := r.bgpd()
 	if err != nil {
 		return err
 	}
@@ -95,7 +101,7 @@ func (r *Router) start(ctx context.Context) error {
 	if err := os.Mkdir(r.dir(), 0o755); err != nil {
 		return err
 	}
-	for name, text := range map[string][]byte{"zebra.conf": hostname, "bfdd.conf": hostname, "bgpd.conf": bgpd.Bytes(), "vtysh.conf": nil} {
+	for name, text := range map[string][]byte{"zebra.conf": hostname, "bfdd.conf": hostname, "bgpd.conf": bgpd, "vtysh.conf": nil} {
 		if err := os.WriteFile(filepath.Join(r.dir(), name), text, 0o644); err != nil {
 			return err
 		}

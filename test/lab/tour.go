@@ -60,6 +60,8 @@ type tour struct {
 // how requests reach the pods.
 func (l *Lab) Tour(ctx context.Context, w io.Writer) error {
 	t := &tour{l: l, ctx: ctx, w: w}
+	t.title("The topology")
+	l.PrintTopology(w)
 	t.deploy()
 	services := t.services()
 	for _, s := range services {
@@ -69,6 +71,7 @@ func (l *Lab) Tour(ctx context.Context, w io.Writer) error {
 	for _, s := range services {
 		t.requests(s)
 	}
+	t.names(services)
 	// The layer-2 Service's packets all enter by one node, whose counters therefore tell.
 	slices.SortStableFunc(services, func(a, b corev1.Service) int {
 		return -cmp.Compare(strconv.FormatBool(onLAN(external(a)[0])), strconv.FormatBool(onLAN(external(b)[0])))
@@ -282,6 +285,17 @@ func (t *tour) requests(s corev1.Service) {
 			fmt.Fprintf(t.w, "    %-8s → %-28s %s\n", from, at, summary(t.l, send(n)))
 		}
 	}
+}
+
+// names has the client behind the routers resolve a Service's name by the cluster's DNS, if the lab runs one.
+func (t *tour) names(services []corev1.Service) {
+	if t.err != nil || len(services) == 0 || !slices.ContainsFunc(t.l.Pods(), func(p *Pod) bool { return p.Spec.Labels["k8s-app"] == "kube-dns" }) {
+		return
+	}
+	s := services[len(services)-1]
+	t.title("The client behind the routers asks the cluster's DNS, at its ClusterIP")
+	t.show("outside", "dig", "+noall", "+answer", "@"+DNSAddress4, fmt.Sprintf("%s.%s.svc.%s", s.Name, s.Namespace, DNSDomain), "A")
+	t.show("outside", "dig", "+noall", "+answer", "@"+DNSAddress6, fmt.Sprintf("%s.%s.svc.%s", s.Name, s.Namespace, DNSDomain), "AAAA")
 }
 
 // summary says which pods answered how often and whose address they saw.

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -117,7 +120,8 @@ func TestWays(t *testing.T) {
 	}
 }
 
-// up brings up a lab that the test takes down, and keeps its logs if the test fails.
+// up brings up a lab that is taken down with the test, also when the process is told to end, and keeps its logs if the
+// test fails.
 func up(t *testing.T, o lab.Options) *lab.Lab {
 	t.Helper()
 	o.Scheme = runtime.NewScheme()
@@ -125,7 +129,17 @@ func up(t *testing.T, o lab.Options) *lab.Lab {
 	_ = v1beta1.AddToScheme(o.Scheme)
 	o.Progress = os.Stderr
 	l := lab.New(o)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		if _, ok := <-told; ok {
+			_ = l.Down()
+			os.Exit(1)
+		}
+	}()
 	t.Cleanup(func() {
+		signal.Stop(told)
+		close(told)
 		if t.Failed() {
 			dir, err := os.MkdirTemp("", "clarion-ways-")
 			if err == nil {
@@ -137,9 +151,8 @@ func up(t *testing.T, o lab.Options) *lab.Lab {
 			t.Error(err)
 		}
 	})
-	if err := l.Up(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	// Not the test's context: that ends before the clean-up, which still needs the lab.
+	must(t, l.Up(context.Background()))
 	return l
 }
 
@@ -150,20 +163,15 @@ func start(t *testing.T, mode string) *world {
 		ProxyArgs: []string{"--nodeport-addresses=192.0.2.0/24,2001:db8::/64"}})}
 	ctx := t.Context()
 	var err error
-	if w.clarion, err = w.StartClarion(ctx, lab.ClarionOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.StartDNS(ctx); err != nil {
-		t.Fatal(err)
-	}
+	w.clarion, err = w.StartClarion(ctx, lab.ClarionOptions{})
+	must(t, err)
+	must(t, w.StartDNS(ctx))
 	for _, node := range w.Nodes() {
 		for i := range 2 {
 			w.pod(t, lab.PodSpec{Name: fmt.Sprintf("web-%s-%d", node, i), Node: node, Labels: map[string]string{"app": "web", "node": node}})
 		}
 	}
-	if err := w.Apply(ctx, config); err != nil {
-		t.Fatal(err)
-	}
+	must(t, w.Apply(ctx, config))
 	for _, p := range []string{"10.96.0.0/16", "fd00:96::/112"} {
 		w.nextHops(t, netip.MustParsePrefix(p), w.Nodes()...)
 	}
@@ -182,9 +190,7 @@ func eventually(t *testing.T, f func() error) {
 func (w *world) pod(t *testing.T, spec lab.PodSpec) *lab.Pod {
 	t.Helper()
 	p, err := w.RunPod(t.Context(), spec)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() {
 		if !slices.Contains(w.Pods(), p) {
 			return // the test has deleted it
@@ -356,7 +362,18 @@ func (w *world) nextHops(t *testing.T, prefix netip.Prefix, nodes ...string) {
 // kube-proxies follow the API each in its own time, some a moment after the routers.
 func (w *world) reachable(t *testing.T, from, url string) {
 	t.Helper()
-	eventually(t, func() error { return w.allAnswer(t.Context(), from, url, 40) })
+	address := strings.TrimSuffix(strings.TrimPrefix(url, "http://"), "/")
+	eventually(t, func() error {
+		// A whole request would wait longer than the cluster needs to become ready.
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancel()
+		c, err := w.Dial(ctx, from, "tcp", address)
+		if err != nil {
+			return err
+		}
+		c.Close()
+		return w.allAnswer(t.Context(), from, url, 40)
+	})
 }
 
 func (w *world) allAnswer(ctx context.Context, from, url string, n int) error {
@@ -381,15 +398,22 @@ func (w *world) steady(t *testing.T, from string, urls []string, f func()) {
 		w.reachable(t, from, u)
 	}
 	var streams []*lab.Stream
+	var stops []func() []lab.Reply
 	for _, u := range urls {
-		streams = append(streams, w.StreamHTTP(t.Context(), from, u, 20*time.Millisecond))
+		s := w.StreamHTTP(t.Context(), from, u, 20*time.Millisecond)
+		stop := sync.OnceValue(s.Stop)
+		defer stop() // also when f ends the test
+		streams, stops = append(streams, s), append(stops, stop)
 	}
 	f()
 	for i, s := range streams {
-		replies := s.Stop()
-		if len(replies) < 10 {
-			t.Errorf("%s: only %d requests were made", urls[i], len(replies))
-		}
-		answered(t, "during the change: "+urls[i], replies)
+		more := len(s.Replies()) + 50 // some of them after the change
+		eventually(t, func() error {
+			if n := len(s.Replies()); n < more {
+				return fmt.Errorf("%s: %d requests of %d have ended", urls[i], n, more)
+			}
+			return nil
+		})
+		answered(t, "during the change: "+urls[i], stops[i]())
 	}
 }

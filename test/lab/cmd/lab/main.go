@@ -60,6 +60,9 @@ func run(ctx context.Context, command string, o lab.Options, bare bool) error {
 			if _, err := l.StartClarion(ctx, lab.ClarionOptions{}); err != nil {
 				return fmt.Errorf("%w\n(the lab stays up without Clarion)", err)
 			}
+			if err := l.StartDNS(ctx); err != nil {
+				return fmt.Errorf("DNS: %w\n(the lab stays up)", err)
+			}
 			if err := l.Tour(ctx, os.Stdout); err != nil {
 				return fmt.Errorf("tour: %w\n(the lab stays up)", err)
 			}

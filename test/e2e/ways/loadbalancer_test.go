@@ -1,0 +1,304 @@
+package ways
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
+
+	"github.com/clarionlb/clarion/test/lab"
+)
+
+func testLoadBalancer(t *testing.T, w *world) {
+	for _, row := range []struct {
+		name string
+		run  func(*testing.T, *world)
+	}{
+		{"Protocols", testProtocols},
+		{"PolicyCluster", testPolicyCluster},
+		{"PolicyLocal", testPolicyLocal},
+		{"SessionAffinity", testSessionAffinity},
+		{"SourceRanges", testSourceRanges},
+		{"NoNodePorts", testNoNodePorts},
+		{"NotReadyAddresses", testNotReadyAddresses},
+		{"InternalTrafficPolicyLocal", testInternalTrafficPolicyLocal},
+		{"ExternalIPs", testExternalIPs},
+	} {
+		t.Run(row.name, func(t *testing.T) { row.run(t, w) })
+	}
+}
+
+// One Service with TCP and UDP on one port, a second TCP port and SCTP, by layer 2 for a client on the LAN and by BGP
+// for one behind the routers.
+func testProtocols(t *testing.T, w *world) {
+	ports := func(svc *corev1.Service) {
+		svc.Spec.Ports = []corev1.ServicePort{
+			{Name: "tcp", Port: 80, TargetPort: targetPort, Protocol: corev1.ProtocolTCP},
+			{Name: "udp", Port: 80, TargetPort: targetPort, Protocol: corev1.ProtocolUDP},
+			{Name: "alt", Port: 8443, TargetPort: targetPort, Protocol: corev1.ProtocolTCP},
+			{Name: "sctp", Port: 9899, TargetPort: targetPort, Protocol: corev1.ProtocolSCTP},
+		}
+	}
+	layer2 := w.service(t, "protocols-lan", func(svc *corev1.Service) { ports(svc); onLAN(svc) })
+	bgp := w.service(t, "protocols-routed", ports)
+	for _, c := range []struct {
+		from string
+		svc  *corev1.Service
+	}{{"client", layer2}, {"outside", bgp}} {
+		for _, a := range w.addresses(t, c.svc) {
+			if c.svc == bgp {
+				w.nextHops(t, host(a), w.Nodes()...)
+			}
+			w.reachable(t, c.from, url(a))
+			w.reachable(t, c.from, "http://"+at(a, 8443)+"/")
+			eventually(t, func() error { return w.UDP(t.Context(), c.from, at(a, 80), 1)[0].Err })
+			eventually(t, func() error { return w.SCTP(t.Context(), c.from, at(a, 9899)) })
+			answered(t, "UDP "+at(a, 80), w.UDP(t.Context(), c.from, at(a, 80), 40))
+			replies := w.HTTP(t.Context(), c.from, url(a), 60)
+			answered(t, "TCP "+at(a, 80), replies)
+			if got := lab.CountServers(replies); len(got) != 6 {
+				t.Errorf("%s: the pods that answered are %v, want all six", a, got)
+			}
+		}
+	}
+}
+
+// With policy Cluster every node takes traffic, and the pod sees a node in the client's place.
+func testPolicyCluster(t *testing.T, w *world) {
+	svc := w.service(t, "policy-cluster", nil)
+	for _, a := range w.addresses(t, svc) {
+		w.nextHops(t, host(a), w.Nodes()...)
+		w.reachable(t, "outside", url(a))
+		seen := map[string]bool{}
+		for _, r := range w.HTTP(t.Context(), "outside", url(a), 60) {
+			if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			seen[w.HostOf(r.Client.Addr())] = true
+		}
+		for who := range seen {
+			if !slices.Contains(w.Nodes(), who) {
+				t.Errorf("%s: a pod saw the client as %s, want a node or its pod network's gateway", a, who)
+			}
+		}
+	}
+}
+
+// With policy Local the pod sees the client, and a node attracts traffic exactly when kube-proxy's health-check node port
+// says that it can serve some.
+func testPolicyLocal(t *testing.T, w *world) {
+	nodes := w.Nodes()
+	label := map[string]string{"app": "local"}
+	first := w.pod(t, lab.PodSpec{Name: "local-1", Node: nodes[0], Labels: label})
+	w.pod(t, lab.PodSpec{Name: "local-2", Node: nodes[1], Labels: label})
+	svc := w.service(t, "policy-local", func(svc *corev1.Service) { local(svc); svc.Spec.Selector = label })
+	addrs := w.addresses(t, svc)
+	consistent := func(serving ...string) {
+		t.Helper()
+		for _, a := range addrs {
+			w.nextHops(t, host(a), serving...)
+			for _, node := range nodes {
+				want := http.StatusServiceUnavailable
+				if slices.Contains(serving, node) {
+					want = http.StatusOK
+				}
+				health := "http://" + at(of(w.Host(node), a), uint16(svc.Spec.HealthCheckNodePort)) + "/"
+				eventually(t, func() error {
+					res, err := w.client("client").Get(health)
+					if err != nil {
+						return err
+					}
+					res.Body.Close()
+					if res.StatusCode != want {
+						return fmt.Errorf("%s answers %s, want %d", health, res.Status, want)
+					}
+					return nil
+				})
+			}
+		}
+	}
+	consistent(nodes[0], nodes[1])
+	for _, a := range addrs {
+		w.reachable(t, "outside", url(a))
+		for _, r := range w.HTTP(t.Context(), "outside", url(a), 40) {
+			if r.Err != nil || r.Client.Addr() != of(w.Host("outside"), a) {
+				t.Fatalf("%s saw the client as %s (error %v), want %s", r.Server, r.Client, r.Err, of(w.Host("outside"), a))
+			}
+		}
+	}
+	must(t, first.SetReady(t.Context(), false))
+	consistent(nodes[1])
+	must(t, first.SetReady(t.Context(), true))
+	consistent(nodes[0], nodes[1])
+}
+
+// sessionAffinity ClientIP keeps a client at one pod for each node that its packets enter by: at one with layer 2. With
+// ECMP kube-proxies do not know of each other's choices, so that there it is one per node.
+func testSessionAffinity(t *testing.T, w *world) {
+	sticky := func(svc *corev1.Service) { svc.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }
+	layer2 := w.service(t, "sticky-lan", func(svc *corev1.Service) { sticky(svc); onLAN(svc) })
+	for _, a := range w.addresses(t, layer2) {
+		w.reachable(t, "client", url(a))
+		replies := w.HTTP(t.Context(), "client", url(a), 40)
+		answered(t, url(a), replies)
+		if pods := lab.CountServers(replies); len(pods) != 1 {
+			t.Errorf("%s: one client was sent to the pods %v", a, pods)
+		}
+	}
+	bgp := w.service(t, "sticky-routed", sticky)
+	for _, a := range w.addresses(t, bgp) {
+		w.nextHops(t, host(a), w.Nodes()...)
+		w.reachable(t, "outside", url(a))
+		replies := w.HTTP(t.Context(), "outside", url(a), 60)
+		answered(t, url(a), replies)
+		if pods := lab.CountServers(replies); len(pods) > len(w.Nodes()) {
+			t.Errorf("%s: one client was sent to the pods %v, want at most one for each node", a, pods)
+		}
+	}
+}
+
+// loadBalancerSourceRanges lets the listed clients in and no others: their packets arrive at a node and get no answer.
+func testSourceRanges(t *testing.T, w *world) {
+	inside, other := w.Host("outside"), w.Host("client")
+	svc := w.service(t, "ranges", func(svc *corev1.Service) {
+		svc.Spec.LoadBalancerSourceRanges = []string{host(inside.IPv4).String(), host(inside.IPv6).String()}
+	})
+	for _, a := range w.addresses(t, svc) {
+		w.nextHops(t, host(a), w.Nodes()...)
+		w.reachable(t, "outside", url(a))
+		// The first SYN of the client that is refused, seen at whichever node the routers chose, and nothing that answers it.
+		var seen []func() string
+		for _, node := range w.Nodes() {
+			seen = append(seen, w.capture(t, node, fmt.Sprintf("host %s and host %s and tcp", a, of(other, a))))
+		}
+		if _, err := w.Dial(timeout(t, time.Second), "client", "tcp", at(a, 80)); err == nil {
+			t.Errorf("%s let in a client outside of its source ranges", a)
+		}
+		var packets string
+		eventually(t, func() error {
+			packets = ""
+			for _, f := range seen {
+				packets += f()
+			}
+			if !strings.Contains(packets, "Flags [S],") {
+				return fmt.Errorf("%s: no SYN of the refused client arrives at a node:\n%s", a, packets)
+			}
+			return nil
+		})
+		if strings.Contains(packets, "Flags [S.]") || strings.Contains(packets, "Flags [R") {
+			t.Errorf("%s: the refused client is answered:\n%s", a, packets)
+		}
+		w.refusals(t, svc, a)
+	}
+}
+
+// refusals wants kube-proxy's rules to tell a person on the node that packets to an address were refused.
+func (w *world) refusals(t *testing.T, svc *corev1.Service, a netip.Addr) {
+	t.Helper()
+	var all string
+	for _, node := range w.Nodes() {
+		command := []string{"iptables-save", "-c", "-t", "filter"}
+		switch {
+		case w.mode == "nftables" && a.Is4():
+			command = []string{"nft", "list", "map", "ip", "kube-proxy", "firewall-ips"}
+		case w.mode == "nftables":
+			command = []string{"nft", "list", "map", "ip6", "kube-proxy", "firewall-ips"}
+		case a.Is6():
+			command[0] = "ip6tables-save"
+		}
+		out, err := w.Exec(t.Context(), node, command...)
+		must(t, err)
+		for line := range strings.Lines(out) {
+			// iptables counts what it dropped; nftables only names the address.
+			if strings.Contains(line, a.String()) && (w.mode == "nftables" || strings.Contains(line, svc.Name) && !strings.HasPrefix(line, "[0:0]")) {
+				all += line
+			}
+		}
+	}
+	if all == "" {
+		t.Errorf("%s: no rule of a kube-proxy tells of the refusal", a)
+	}
+}
+
+// A Service without node ports is announced and served like any other.
+func testNoNodePorts(t *testing.T, w *world) {
+	svc := w.service(t, "no-node-ports", func(svc *corev1.Service) { svc.Spec.AllocateLoadBalancerNodePorts = ptr.To(false) })
+	for _, a := range w.addresses(t, svc) {
+		w.nextHops(t, host(a), w.Nodes()...)
+		w.reachable(t, "outside", url(a))
+	}
+	for _, p := range svc.Spec.Ports {
+		if p.NodePort != 0 {
+			t.Errorf("port %s has the node port %d", p.Name, p.NodePort)
+		}
+	}
+}
+
+// publishNotReadyAddresses has traffic sent to pods that are not ready, and so has the address announced.
+func testNotReadyAddresses(t *testing.T, w *world) {
+	label := map[string]string{"app": "unready"}
+	w.pod(t, lab.PodSpec{Name: "unready", Node: w.Nodes()[0], Labels: label, NotReady: true})
+	svc := w.service(t, "not-ready", func(svc *corev1.Service) {
+		local(svc)
+		svc.Spec.Selector, svc.Spec.PublishNotReadyAddresses = label, true
+	})
+	for _, a := range w.addresses(t, svc) {
+		w.nextHops(t, host(a), w.Nodes()[0])
+		w.reachable(t, "outside", url(a))
+	}
+}
+
+// internalTrafficPolicy Local concerns ClusterIPs: a pod is served by its own node or not at all, outside clients by any
+// node through the external address, and through the ClusterIP if it is announced by itself, since then only nodes with
+// an endpoint attract its traffic.
+func testInternalTrafficPolicyLocal(t *testing.T, w *world) {
+	nodes := w.Nodes()
+	label := map[string]string{"app": "inner"}
+	w.pod(t, lab.PodSpec{Name: "inner", Node: nodes[0], Labels: label})
+	svc := w.service(t, "internal-local", func(svc *corev1.Service) {
+		svc.Labels["announce"] = "cluster-ip"
+		svc.Spec.Selector = label
+		svc.Spec.InternalTrafficPolicy = ptr.To(corev1.ServiceInternalTrafficPolicyLocal)
+	})
+	for _, a := range w.addresses(t, svc) {
+		w.nextHops(t, host(a), nodes...)
+		w.reachable(t, "outside", url(a))
+	}
+	for _, a := range clusterIPs(svc) {
+		w.nextHops(t, host(a), nodes[0])
+		w.reachable(t, "outside", url(a))
+		w.reachable(t, "pod-default-web-node1-0", url(a))
+		if r := w.HTTP(t.Context(), "pod-default-web-node2-0", url(a), 1)[0]; r.Err == nil {
+			t.Errorf("%s: a pod of node2 was served by %s on %s", a, r.Server, r.Node)
+		}
+	}
+}
+
+// spec.externalIPs are announced for Services that a BGPAdvertisement asks them for, and only for those.
+func testExternalIPs(t *testing.T, w *world) {
+	announcedIPs := []string{"198.19.0.1", "2001:db8:e::1"}
+	silentIPs := []string{"198.19.0.2", "2001:db8:e::2"}
+	w.service(t, "external-ips", func(svc *corev1.Service) {
+		svc.Spec.Type = corev1.ServiceTypeClusterIP
+		svc.Labels["announce"] = "external-ips"
+		svc.Spec.ExternalIPs = announcedIPs
+	})
+	w.service(t, "external-ips-silent", func(svc *corev1.Service) {
+		svc.Spec.Type = corev1.ServiceTypeClusterIP
+		svc.Spec.ExternalIPs = silentIPs
+	})
+	for _, ip := range announcedIPs {
+		a := netip.MustParseAddr(ip)
+		w.nextHops(t, host(a), w.Nodes()...)
+		w.reachable(t, "outside", url(a))
+	}
+	for _, ip := range silentIPs {
+		w.nextHops(t, host(netip.MustParseAddr(ip)))
+	}
+}

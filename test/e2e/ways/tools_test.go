@@ -1,0 +1,67 @@
+package ways
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// timeout is the test's context for so long.
+func timeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// dialer opens connections from a host: to the address given, or to the one that is asked for.
+func (w *world) dialer(from string, to ...string) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if len(to) > 0 {
+			addr = to[0]
+		}
+		return w.Dial(ctx, from, network, addr)
+	}
+}
+
+// refused wants an attempt to connect to be refused, not merely lost.
+func (w *world) refused(t *testing.T, from, address string) {
+	t.Helper()
+	c, err := w.Dial(timeout(t, time.Second), from, "tcp", address)
+	if err == nil {
+		c.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("%s to %s: error %v, want connection refused", from, address, err)
+	}
+}
+
+// capture has tcpdump watch a host's eth0 until the test ends. The function returns the packets so far.
+func (w *world) capture(t *testing.T, on, filter string) func() string {
+	t.Helper()
+	p, err := w.Start(on, fmt.Sprintf("tcpdump-%d", time.Now().UnixNano()), []string{"tcpdump", "-i", "eth0", "--immediate-mode", "-l", "-n", "-v", filter})
+	must(t, err)
+	t.Cleanup(p.Kill)
+	read := func() string {
+		b, err := os.ReadFile(p.Log())
+		must(t, err)
+		return string(b)
+	}
+	eventually(t, func() error {
+		if out := read(); !strings.Contains(out, "listening on") {
+			return fmt.Errorf("tcpdump on %s: %s", on, out)
+		}
+		return nil
+	})
+	return func() string {
+		_, packets, _ := strings.Cut(read(), "listening on")
+		_, packets, _ = strings.Cut(packets, "\n")
+		return packets
+	}
+}
