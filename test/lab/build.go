@@ -214,13 +214,14 @@ func (p *progress) long(what, usually string, detail func() string) (done func()
 	}
 }
 
-// depends says which Debian package has each program that the lab runs.
+// depends says which Debian package has each program that the lab and the tests run.
 var depends = []struct {
 	program, pkg string
 	network      bool // needed only where there are nodes and routers
 }{
 	{"/usr/sbin/ip", "iproute2", false},
 	{"/usr/sbin/nft", "nftables", false},
+	{"/usr/sbin/sysctl", "procps", false},
 	{"/usr/bin/setpriv", "util-linux", true},
 	{"/usr/sbin/iptables", "iptables", true},
 	{"/usr/sbin/conntrack", "conntrack", true},
