@@ -20,9 +20,10 @@ build: ## build controller, speaker and kubectl-clarion into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o bin/ ./controller ./speaker ./kubectl-clarion
 
 .PHONY: generate
-generate: ## write deepcopy functions and CRDs anew after a change in api/
+generate: ## write deepcopy functions, CRDs and docs/api.md anew after a change in api/
 	$(TOOL) controller-gen object paths=./api/...
 	$(TOOL) controller-gen crd paths=./api/... output:crd:dir=config/crd
+	go run ./docs/gen > docs/api.md.new && mv docs/api.md.new docs/api.md
 
 .PHONY: clean
 clean: ## remove what was built here
