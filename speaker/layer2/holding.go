@@ -509,8 +509,12 @@ func (r *Responder) reconsider(now time.Time) {
 		r.mu.Lock()
 		// Another verdict than before ends the record; what the station says next is judged afresh.
 		if v := c.v; verdict != v.verdict && c.h.rivals[c.claim.MAC] == v {
-			if !c.h.want.Standby && v.holds() { // else chosen or not is for Set to say
+			switch {
+			case c.h.want.Standby: // chosen or not is for Set to say
+			case v.holds():
 				r.lapse(c.h, v, "it no longer ranks before this node", now)
+			case v.verdict == Stranger:
+				r.lapse(c.h, v, "it is no stranger after all", now)
 			}
 			r.forget(c.h, v)
 		}

@@ -581,6 +581,36 @@ func TestReconsider(t *testing.T) {
 	})
 }
 
+// Speakers that start together hear each other's probes before they know each other. Once the other one is known for a
+// fellow, that was no conflict, and the address is probed for anew.
+func TestFellowWasTakenForStranger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		var verdict atomic.Int64
+		verdict.Store(int64(Stranger))
+		s := a.station(t, 2, Config{Judge: func(Claim) Verdict { return Verdict(verdict.Load()) }})
+		s.set(Address{Addr: vip4, Probe: DefaultProbe()})
+		f, err := probe(vip4, mac(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.transmit(f)
+		if got := s.state(vip4); got != "Contested" {
+			t.Fatalf("while the other one is not known: %s", got)
+		}
+		verdict.Store(int64(Defend))
+		s.set(Address{Addr: vip4, Probe: DefaultProbe()})
+		if got := s.state(vip4); got != "Probing" {
+			t.Errorf("when it is known: %s", got)
+		}
+		time.Sleep(time.Second)
+		if got := s.state(vip4); got != "Answering eth0" {
+			t.Errorf("after the probes: %s", got)
+		}
+		s.stop()
+	})
+}
+
 // Make before break: the old holder goes on until it hears the new one, and not longer.
 func TestHandover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
