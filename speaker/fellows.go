@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/base64"
 	"log/slog"
+	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -24,6 +26,7 @@ type fellows struct {
 	log     *slog.Logger
 	changed func(map[string]snapshot.Fellow) // called with what the live speakers say of their nodes
 	joined  func()                           // called when the group is joined, or nobody else was found to be in it
+	met     func()                           // called when a station is known for a node that was not before
 
 	started  chan struct{}                         // closed when there are keys and an address
 	stations atomic.Pointer[map[layer2.MAC]string] // the nodes by hardware address, those of dead speakers included
@@ -102,6 +105,12 @@ func (f *fellows) setSpeaker(name string, o *v1beta1.Speaker, gone bool) {
 	if name == f.config.Name {
 		return
 	}
+	before := len(*f.stations.Load())
+	defer func() {
+		if len(*f.stations.Load()) > before {
+			f.met()
+		}
+	}()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.others, name)
@@ -116,6 +125,22 @@ func (f *fellows) setSpeaker(name string, o *v1beta1.Speaker, gone bool) {
 	if f.cluster != nil {
 		f.cluster.SetPeers(f.peers())
 	}
+	if !gone {
+		f.meet(func(known map[layer2.MAC]string) {
+			for _, text := range o.Status.HardwareAddresses {
+				if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 {
+					known[layer2.MAC(mac)] = name
+				}
+			}
+		})
+	}
+}
+
+// meet adds to the stations that are known to be nodes. f.mu must be held.
+func (f *fellows) meet(add func(map[layer2.MAC]string)) {
+	known := maps.Clone(*f.stations.Load())
+	add(known)
+	f.stations.Store(&known)
 }
 
 func (f *fellows) peers() []netip.AddrPort {
@@ -162,19 +187,18 @@ func (f *fellows) view() members.View {
 func (f *fellows) viewChanged() {
 	view := f.view()
 	alive := map[string]snapshot.Fellow{}
-	stations := map[layer2.MAC]string{}
-	for mac, node := range *f.stations.Load() {
-		stations[mac] = node
-	}
-	for _, m := range view.Members {
-		for _, l := range m.Meta.Links {
-			stations[layer2.MAC(l.MAC)] = m.Name
+	f.mu.Lock()
+	f.meet(func(known map[layer2.MAC]string) {
+		for _, m := range view.Members {
+			for _, l := range m.Meta.Links {
+				known[layer2.MAC(l.MAC)] = m.Name
+			}
+			if fe, ok := fellow(m); ok {
+				alive[m.Name] = fe
+			}
 		}
-		if fe, ok := fellow(m); ok {
-			alive[m.Name] = fe
-		}
-	}
-	f.stations.Store(&stations)
+	})
+	f.mu.Unlock()
 	f.changed(alive)
 	if view.Joined {
 		f.joined()

@@ -203,6 +203,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 		s.status.poke()
 	}
 	s.fellows.joined = s.reconciler.setJoined
+	s.fellows.met = s.reconciler.again
 	s.status = newStatus(c, events, log)
 	s.layer2 = layer2.New(layer2.Config{
 		Log: log, OnLinks: s.linksChanged, OnChange: s.status.poke,
@@ -229,6 +230,7 @@ func (s *speaker) linksChanged() {
 		}
 	}
 	s.reconciler.setOutside(outside)
+	s.status.poke()
 }
 
 // judge says what to do about a station that claims an address of this node: a fellow with a better right is yielded to,

@@ -151,6 +151,14 @@ func (r *reconciler) setJoined() {
 	r.poke()
 }
 
+// again makes the loop decide everything anew, and layer 2 judge again whom it heard.
+func (r *reconciler) again() {
+	r.snapshot.Lock()
+	r.snapshot.MarkAll()
+	r.snapshot.Unlock()
+	r.poke()
+}
+
 // setOutside takes in which of the node's interfaces lead out of the cluster.
 func (r *reconciler) setOutside(names []string) {
 	r.snapshot.Lock()

@@ -125,6 +125,13 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, m := range view.Members {
 		out.Members = append(out.Members, m.Name)
 	}
+	for _, l := range s.layer2.Links() {
+		if !l.Excluded {
+			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
+		}
+	}
+	slices.Sort(out.HardwareAddresses)
+	out.HardwareAddresses = slices.Compact(out.HardwareAddresses)
 	achieved := map[netip.Addr][]string{}
 	for _, a := range s.layer2.Status().Addresses {
 		achieved[a.Addr] = a.Interfaces

@@ -13,6 +13,11 @@ type SpeakerStatus struct {
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
 
+	// hardwareAddresses are those that this node announces addresses with, by which its fellows know it on the wire.
+	// +listType=atomic
+	// +optional
+	HardwareAddresses []string `json:"hardwareAddresses,omitempty"`
+
 	// members are the names of the nodes whose speakers this one knows to be alive, itself included.
 	// +listType=atomic
 	// +optional

@@ -1048,6 +1048,11 @@ func (in *SpeakerStatus) DeepCopyInto(out *SpeakerStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.HardwareAddresses != nil {
+		in, out := &in.HardwareAddresses, &out.HardwareAddresses
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Members != nil {
 		in, out := &in.Members, &out.Members
 		*out = make([]string, len(*in))
