@@ -26,13 +26,50 @@ const (
 	reasonConflict        = "AddressConflict" // a stranger on the local network uses an address
 )
 
+// reports is what the live speakers say, by what it is about. What a dead one wrote last is no longer true.
+type reports struct {
+	nodes     []string                                    // all, sorted
+	conflicts map[netip.Addr]string                       // the first on each address
+	layer2    map[netip.Addr][]string                     // who answers for an address, sorted by node
+	sessions  map[string]map[string]v1beta1.SessionStatus // by node and peer
+}
+
+func readReports(view *announce.View, speakers map[string]*v1beta1.Speaker) *reports {
+	r := &reports{
+		nodes:     slices.Sorted(maps.Keys(view.Nodes)),
+		conflicts: map[netip.Addr]string{}, layer2: map[netip.Addr][]string{}, sessions: map[string]map[string]v1beta1.SessionStatus{},
+	}
+	for _, node := range r.nodes {
+		sp := speakers[node]
+		if sp == nil || !view.Nodes[node].Alive {
+			continue
+		}
+		for _, c := range sp.Status.Conflicts {
+			addr, err := netip.ParseAddr(c.Address)
+			if _, known := r.conflicts[addr]; err == nil && !known {
+				r.conflicts[addr] = fmt.Sprintf("%s uses it on the network of %s of node %s; free the address or exclude it from its pool", c.HardwareAddress, c.Interface, node)
+			}
+		}
+		for _, l := range sp.Status.Layer2 {
+			if addr, err := netip.ParseAddr(l.Address); err == nil {
+				r.layer2[addr] = append(r.layer2[addr], fmt.Sprintf("by %s from node %s on %s", neighbourProtocol(addr), node, strings.Join(l.Interfaces, ", ")))
+			}
+		}
+		r.sessions[node] = make(map[string]v1beta1.SessionStatus, len(sp.Status.Sessions))
+		for _, ses := range sp.Status.Sessions {
+			r.sessions[node][ses.Peer] = ses
+		}
+	}
+	return r
+}
+
 // announced is the condition Announced of a Service: what the speakers say they do about each of its addresses, and if
 // that is nothing, why, as announce decides it. The snapshot must be locked.
-func announced(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, addrs []netip.Addr) metav1.Condition {
+func announced(s *snapshot.Snapshot, r *reports, addrs []netip.Addr) metav1.Condition {
 	c := metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionTrue, Reason: reasonAnnounced}
 	var texts []string
 	for _, addr := range addrs {
-		by, reason, why := announcedAddr(s, speakers, addr)
+		by, reason, why := announcedAddr(s, r, addr)
 		if reason == "" {
 			texts = append(texts, fmt.Sprintf("%s %s", addr, by))
 			continue
@@ -47,28 +84,16 @@ func announced(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, addrs
 }
 
 // announcedAddr says by whom an address is announced, or else why it is not.
-func announcedAddr(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, addr netip.Addr) (by, reason, why string) {
-	view, claims := s.View(), s.ClaimsOn(addr)
-	var how []string
-	for _, node := range slices.Sorted(maps.Keys(speakers)) {
-		if n := view.Nodes[node]; n == nil || !n.Alive {
-			continue // what a dead speaker last wrote is no longer true
-		}
-		for _, c := range speakers[node].Status.Conflicts {
-			if c.Address == addr.String() {
-				return "", reasonConflict, fmt.Sprintf("%s uses it on the network of %s of node %s; free the address or exclude it from its pool", c.HardwareAddress, c.Interface, node)
-			}
-		}
-		for _, l := range speakers[node].Status.Layer2 {
-			if l.Address == addr.String() {
-				how = append(how, fmt.Sprintf("by %s from node %s on %s", neighbourProtocol(addr), node, strings.Join(l.Interfaces, ", ")))
-			}
-		}
+func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reason, why string) {
+	if conflict, ok := r.conflicts[addr]; ok {
+		return "", reasonConflict, conflict
 	}
+	view, claims := s.View(), s.ClaimsOn(addr)
+	how := slices.Clone(r.layer2[addr])
 
 	var from, down, whys []string
 	advertised := false
-	for _, node := range slices.Sorted(maps.Keys(view.Nodes)) {
+	for _, node := range r.nodes {
 		d := view.ForBGP(node, addr, claims)
 		advertised = advertised || d.Advertised
 		if d.Why != "" {
@@ -77,12 +102,7 @@ func announcedAddr(s *snapshot.Snapshot, speakers map[string]*v1beta1.Speaker, a
 			}
 			continue
 		}
-		sessions := map[string]v1beta1.SessionStatus{}
-		if sp := speakers[node]; sp != nil && view.Nodes[node].Alive {
-			for _, ses := range sp.Status.Sessions {
-				sessions[ses.Peer] = ses
-			}
-		}
+		sessions := r.sessions[node]
 		up := slices.ContainsFunc(d.Exports, func(e announce.Export) bool { return sessions[e.Peer].State == "Established" })
 		if up {
 			from = append(from, node)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -37,6 +38,7 @@ const (
 type conditions struct {
 	client   client.Client
 	cache    cache.Cache
+	holds    func() bool // whether this controller may write
 	events   events.EventRecorder
 	log      *slog.Logger
 	snapshot *snapshot.Snapshot
@@ -48,13 +50,14 @@ type conditions struct {
 }
 
 // setupConditions adds the writer to the manager. Its snapshot is kept on standbys too; only the leader writes.
-func setupConditions(mgr manager.Manager, defaultClass bool, log *slog.Logger) error {
+func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, log *slog.Logger) error {
 	c := &conditions{
-		client: mgr.GetClient(), cache: mgr.GetCache(), events: mgr.GetEventRecorder("clarion-controller"), log: log, snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
+		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, events: mgr.GetEventRecorder("clarion-controller"), log: log,
+		snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
 		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
 	}
 	ctx := context.Background() // informers run until the manager's cache ends
-	synced, err := c.snapshot.Watch(ctx, c.cache, c.poke)
+	synced, err := c.snapshot.Watch(ctx, c.cache, log, c.poke)
 	if err != nil {
 		return err
 	}
@@ -76,16 +79,49 @@ func (c *conditions) poke() {
 	}
 }
 
-// speaker takes in what a speaker says of itself.
+// speaker takes in what a speaker says of itself. A speaker says more than anything here depends on, and much of it is
+// about a few addresses only.
 func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 	c.snapshot.Lock()
+	old := c.speakers[name]
 	if c.speakers[name] = sp; gone {
 		delete(c.speakers, name)
 	}
-	c.snapshot.Fellows(fellows(c.speakers))
-	c.snapshot.MarkAll()
+	whole := old == nil || gone
+	if whole || old.Status.Gate != sp.Status.Gate || !slices.Equal(old.Status.Members, sp.Status.Members) {
+		c.snapshot.Fellows(fellows(c.speakers))
+	}
+	if whole || !slices.EqualFunc(old.Status.Sessions, sp.Status.Sessions, sameSession) || !slices.Equal(old.Status.Problems, sp.Status.Problems) {
+		c.snapshot.MarkAll()
+	} else {
+		was, is := reported(&old.Status), reported(&sp.Status)
+		for _, one := range [...]map[string]string{was, is} {
+			for text := range one {
+				if addr, err := netip.ParseAddr(text); err == nil && was[text] != is[text] {
+					c.snapshot.Mark(addr)
+				}
+			}
+		}
+	}
 	c.snapshot.Unlock()
 	c.poke()
+}
+
+// sameSession compares what is said of a session in conditions.
+func sameSession(a, b v1beta1.SessionStatus) bool {
+	return a.Peer == b.Peer && a.State == b.State && a.LastError == b.LastError
+}
+
+// reported is what a speaker says of addresses on the local network.
+func reported(status *v1beta1.SpeakerStatus) map[string]string {
+	out := make(map[string]string, len(status.Layer2)+len(status.Conflicts))
+	for _, l := range status.Layer2 {
+		out[l.Address] = "on " + strings.Join(l.Interfaces, " ")
+	}
+	for _, c := range status.Conflicts {
+		out[c.Address] += "; used by " + c.HardwareAddress + " on " + c.Interface
+	}
+	return out
 }
 
 // fellows are the nodes whose speakers are alive: those that more than half of the speakers, by what they last wrote,
@@ -148,7 +184,10 @@ func (c *conditions) write(ctx context.Context) (failed bool) {
 		return true
 	}
 	for _, ch := range changes {
-		err := c.client.Status().Patch(ctx, ch.object, ch.patch)
+		err := errNotLeader
+		if c.holds() {
+			err = c.client.Status().Patch(ctx, ch.object, ch.patch)
+		}
 		if err == nil || apierrors.IsNotFound(err) {
 			if err == nil && ch.event != nil {
 				ch.event()
@@ -156,7 +195,11 @@ func (c *conditions) write(ctx context.Context) (failed bool) {
 			continue
 		}
 		failed = true
-		c.log.Warn("cannot write conditions", "object", fmt.Sprintf("%T %s", ch.object, client.ObjectKeyFromObject(ch.object)), "error", err)
+		level := slog.LevelWarn
+		if errors.Is(err, errNotLeader) {
+			level = slog.LevelDebug
+		}
+		c.log.Log(ctx, level, "cannot write conditions", "object", fmt.Sprintf("%T %s", ch.object, client.ObjectKeyFromObject(ch.object)), "error", err)
 		if svc, ok := ch.object.(*corev1.Service); ok {
 			c.services[svc.Namespace+"/"+svc.Name] = true
 		} else {
@@ -185,20 +228,28 @@ func (c *conditions) changes(ctx context.Context) ([]change, error) {
 		}
 	}
 	keys := c.services
-	c.services = map[string]bool{}
+	if len(keys) == 0 {
+		return out, nil
+	}
+	r := readReports(c.snapshot.View(), c.speakers)
 	for key := range keys {
-		if ch, err := c.service(ctx, key); err != nil {
-			c.services[key] = true
-			return out, err
-		} else if ch != nil {
+		ch, err := c.service(ctx, key, r)
+		if err != nil { // all of them are looked at again
+			if dirty.All {
+				c.snapshot.MarkAll()
+			}
+			return nil, err
+		}
+		if ch != nil {
 			out = append(out, *ch)
 		}
 	}
+	c.services = map[string]bool{}
 	return out, nil
 }
 
 // service is the change of a Service's condition Announced, nil when it is what it should be.
-func (c *conditions) service(ctx context.Context, key string) (*change, error) {
+func (c *conditions) service(ctx context.Context, key string, r *reports) (*change, error) {
 	ns, name, _ := strings.Cut(key, "/")
 	svc := &corev1.Service{}
 	if err := c.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, svc); err != nil {
@@ -219,7 +270,7 @@ func (c *conditions) service(ctx context.Context, key string) (*change, error) {
 				addrs = append(addrs, a)
 			}
 		}
-		cond := announced(c.snapshot, c.speakers, addrs)
+		cond := announced(c.snapshot, r, addrs)
 		cond.ObservedGeneration = svc.Generation
 		meta.SetStatusCondition(&next.Status.Conditions, cond)
 	}

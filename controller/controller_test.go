@@ -110,6 +110,7 @@ func (a *api) clear() {
 	}
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.IPAddressPool{}))
 	a.ok(a.DeleteAllOf(ctx, &corev1.Node{}))
+	a.ok(a.DeleteAllOf(ctx, &v1beta1.Speaker{}))
 	a.ok(client.IgnoreNotFound(a.Delete(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: lab.Namespace, Name: leaseName}})))
 }
 
@@ -766,6 +767,99 @@ func TestNamespaceLabels(t *testing.T) {
 	label("no")
 	has("OutOfPool")
 	has("[203.0.113.0]")
+}
+
+// TestQuarantine: an address that a speaker finds in use before it announces it is taken from its Service, which gets
+// another, and is given to nobody, also by the next controller. A Service that asks for it by name has it all the same.
+func TestQuarantine(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", nil, "203.0.113.0/30")
+	first := a.run("one")
+	a.service("web", nil)
+	a.wants("web", "Allocated", []string{"203.0.113.0"})
+	a.service("asks", func(s *corev1.Service) { s.Annotations[v1beta1.AnnotationAddresses] = "203.0.113.1" })
+	a.wants("asks", "Allocated", []string{"203.0.113.1"})
+
+	a.ok(a.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}))
+	speaker := &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}
+	a.ok(a.Create(t.Context(), speaker))
+	report := func(addrs ...string) {
+		t.Helper()
+		speaker.Status = v1beta1.SpeakerStatus{Members: []string{"node1"}}
+		for _, addr := range addrs {
+			speaker.Status.Conflicts = append(speaker.Status.Conflicts, v1beta1.AddressConflict{
+				Address: addr, HardwareAddress: "02:00:00:00:00:99", Interface: "eth0", BeforeUse: true, Since: metav1.Now(),
+			})
+		}
+		a.ok(a.Status().Update(t.Context(), speaker))
+	}
+	quarantined := func(available int64, want ...string) {
+		t.Helper()
+		a.eventually(func() error {
+			var p v1beta1.IPAddressPool
+			a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &p))
+			if s := p.Status; !slices.Equal(s.Quarantined, want) || s.AvailableIPv4 != available {
+				return fmt.Errorf("quarantined %v, %d available; want %v, %d", s.Quarantined, s.AvailableIPv4, want, available)
+			}
+			return nil
+		})
+	}
+	report("203.0.113.0", "203.0.113.1")
+	a.wants("web", "Allocated", []string{"203.0.113.2"})
+	quarantined(1, "203.0.113.0", "203.0.113.1")
+	a.eventually(func() error {
+		svc := a.get("asks")
+		c := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced)
+		if c == nil || c.Reason != reasonConflict || !strings.Contains(c.Message, "02:00:00:00:00:99") {
+			return fmt.Errorf("conditions are %v", svc.Status.Conditions)
+		}
+		return nil
+	})
+	a.wants("asks", "Allocated", []string{"203.0.113.1"})
+	a.eventually(func() error {
+		var events eventsv1.EventList
+		a.ok(a.List(t.Context(), &events, client.InNamespace("default")))
+		for _, e := range events.Items {
+			if e.Regarding.UID == a.get("web").UID && e.Reason == "AddressLost" && strings.Contains(e.Note, "203.0.113.0 is used by 02:00:00:00:00:99 (heard on eth0 of node node1)") {
+				return nil
+			}
+		}
+		return errors.New("nobody told why the address was taken")
+	})
+
+	// The Services are gone, and so are the speaker's reports; the quarantine stays, whoever leads.
+	a.ok(a.Delete(t.Context(), a.get("asks")))
+	a.ok(a.Delete(t.Context(), a.get("web")))
+	report()
+	a.service("late", func(s *corev1.Service) { s.Annotations[v1beta1.AnnotationAddresses] = "203.0.113.0" })
+	a.wants("late", "AddressQuarantined", nil, "203.0.113.0")
+	a.ok(first.Stop())
+	a.run("two")
+	a.service("b", nil)
+	a.wants("b", "Allocated", []string{"203.0.113.2"})
+	a.service("c", nil)
+	a.wants("c", "Allocated", []string{"203.0.113.3"})
+	a.service("d", nil)
+	a.wants("d", "PoolExhausted", nil)
+	a.wants("late", "AddressQuarantined", nil)
+	quarantined(0, "203.0.113.0", "203.0.113.1")
+}
+
+// TestPoolStatusForgets: a list that is empty now does not stay in the pool's status.
+func TestPoolStatusForgets(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", nil, "203.0.113.0/30")
+	p := &pools{client: a.Client, services: &services{holds: func() bool { return true }}}
+	var o v1beta1.IPAddressPool
+	for _, want := range [][]string{{"203.0.113.0", "203.0.113.1"}, {"203.0.113.1"}, nil} {
+		a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &o))
+		a.ok(p.write(t.Context(), &o, v1beta1.IPAddressPoolStatus{Quarantined: want}))
+		o = v1beta1.IPAddressPool{}
+		a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &o))
+		if !slices.Equal(o.Status.Quarantined, want) {
+			t.Errorf("quarantined is %v, want %v", o.Status.Quarantined, want)
+		}
+	}
 }
 
 // TestFlags: what is wrong on the command line ends the program at once.

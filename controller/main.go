@@ -181,7 +181,7 @@ func runOnce(ctx context.Context, o options, restConfig *rest.Config, identity s
 	defer unregister()
 	var synced atomic.Bool
 	err = errors.Join(
-		setupConditions(mgr, o.defaultClass, log),
+		setupConditions(mgr, o.defaultClass, holds, log),
 		setupMembersKey(mgr, o.namespace, log),
 		mgr.AddHealthzCheck("alive", healthz.Ping),
 		mgr.AddReadyzCheck("caches", func(*http.Request) error {

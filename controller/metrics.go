@@ -50,6 +50,8 @@ var (
 		[]string{"pool", "family"}, nil)
 	poolAvailable = prometheus.NewDesc("clarion_pool_addresses_available", "Addresses that the pool could still give to any Service that it admits. Stops at 2^63-1.",
 		[]string{"pool", "family"}, nil)
+	poolQuarantined = prometheus.NewDesc("clarion_pool_addresses_quarantined", "Addresses of the pool that are given to nobody because a stranger on the local network uses them, or did so a short while ago.",
+		[]string{"pool", "family"}, nil)
 )
 
 // poolCollector reads the pools' numbers from where they are kept.
@@ -66,6 +68,7 @@ func (c *poolCollector) Describe(to chan<- *prometheus.Desc) {
 	to <- poolCapacity
 	to <- poolAssigned
 	to <- poolAvailable
+	to <- poolQuarantined
 }
 
 // Collect is prometheus.Collector's. A standby has no numbers.
@@ -79,6 +82,7 @@ func (c *poolCollector) Collect(to chan<- prometheus.Metric) {
 			gauge(poolCapacity, u.Capacity[f])
 			gauge(poolAssigned, u.Assigned[f])
 			gauge(poolAvailable, u.Available[f])
+			gauge(poolQuarantined, u.Quarantined[f])
 		}
 	}
 }

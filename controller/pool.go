@@ -92,6 +92,9 @@ func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, 
 				return !slices.Equal(e.ObjectOld.Status.Addresses, e.ObjectNew.Status.Addresses)
 			},
 		})),
+		c.Watch(source.Kind(mgr.GetCache(), &v1beta1.Speaker{}, toAllPools[*v1beta1.Speaker](), predicate.TypedFuncs[*v1beta1.Speaker]{
+			UpdateFunc: func(e event.TypedUpdateEvent[*v1beta1.Speaker]) bool { return !sameReports(e.ObjectOld, e.ObjectNew) },
+		})),
 	}
 	if p.cidrs {
 		errs = append(errs, c.Watch(source.Kind(mgr.GetCache(), &networkingv1.ServiceCIDR{}, toAllPools[*networkingv1.ServiceCIDR]())))
@@ -156,11 +159,15 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		p.log.Info("pools changed", "pools", names)
 	}
 
+	contested, err := heard(ctx, p.client)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	again := reconcile.Result{RequeueAfter: p.services.quarantine(contested)}
 	taken, err := p.taken(ctx)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	var again reconcile.Result
 	for i := range list.Items {
 		o := &list.Items[i]
 		status := p.status(o, set, taken)
@@ -223,7 +230,8 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, taken []use) v1b
 	status := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.Assigned[pool.IPv4], AssignedIPv6: u.Assigned[pool.IPv6],
 		AvailableIPv4: u.Available[pool.IPv4], AvailableIPv6: u.Available[pool.IPv6],
-		Conditions: slices.Clone(o.Status.Conditions),
+		Quarantined: p.services.quarantined(o.Name),
+		Conditions:  slices.Clone(o.Status.Conditions),
 	}
 	ready := metav1.Condition{
 		Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonReady, Message: "in use as written",
@@ -274,7 +282,10 @@ func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1be
 	if !p.services.holds() {
 		return errNotLeader
 	}
-	b, err := json.Marshal(map[string]any{"status": status})
+	b, err := json.Marshal(map[string]any{"status": struct {
+		v1beta1.IPAddressPoolStatus
+		Quarantined []string `json:"quarantined"` // null where there is none: the patch removes the list
+	}{status, status.Quarantined}})
 	if err != nil {
 		return err
 	}

@@ -163,6 +163,14 @@ func (s *services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	past, err := listed(ctx, s.live)
+	if err != nil {
+		return err
+	}
+	present, err := heard(ctx, s.client)
+	if err != nil {
+		return err
+	}
 	var reqs []ipam.Request
 	versions := map[key]string{}
 	for token := ""; ; {
@@ -192,11 +200,13 @@ func (s *services) load(ctx context.Context) error {
 	}
 	now := time.Now()
 	s.table.SetPools(set, now)
+	s.table.Quarantine(past, now)
+	s.table.Quarantine(present, now)
 	s.table.Load(reqs, now)
 	s.table.Dirty() // every Service is looked at now anyway
 	s.versions = versions
 	s.loaded = true
-	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "took", time.Since(start))
+	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "quarantined", len(past), "took", time.Since(start))
 	return nil
 }
 

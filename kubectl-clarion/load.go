@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 
@@ -45,7 +46,7 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 		return nil, err
 	}
 	c := &cluster{snap: snapshot.New(true), services: map[client.ObjectKey]*corev1.Service{}}
-	if _, err := c.snap.Watch(ctx, once{reader: r, scheme: scheme}, func() {}); err != nil {
+	if _, err := c.snap.Watch(ctx, once{reader: r, scheme: scheme}, slog.New(slog.DiscardHandler), func() {}); err != nil {
 		return nil, err
 	}
 	var services corev1.ServiceList

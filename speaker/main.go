@@ -263,7 +263,7 @@ func (s *speaker) ready(*http.Request) error {
 
 // watch feeds what the cluster says into the parts.
 func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error) {
-	synced, err := s.snapshot.Watch(ctx, s.cache, s.reconciler.poke)
+	synced, err := s.snapshot.Watch(ctx, s.cache, s.log, s.reconciler.poke)
 	secrets, err1 := snapshot.On(ctx, s.cache, func(_ string, o *corev1.Secret, gone bool) {
 		s.reconciler.secret(o.Name, o.Data, gone)
 		if o.Name == membersSecret && !gone {

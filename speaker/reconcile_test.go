@@ -98,7 +98,7 @@ func newWorld(t *testing.T) *world {
 	w.r.setOutside([]string{"eth0"})
 	w.events = events.NewFakeRecorder(10)
 	w.r.events = w.events
-	if _, err := snap.Watch(t.Context(), w.informers, w.r.poke); err != nil {
+	if _, err := snap.Watch(t.Context(), w.informers, slog.New(slog.DiscardHandler), w.r.poke); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -43,6 +43,12 @@ func (t *Table) decide(i id, now time.Time) bool {
 		}
 		if len(r.Families) > 0 && !slices.Contains(r.Families, f) {
 			t.drop(i, f, now)
+		} else if t.barred(r, a) {
+			if s.notice != "" {
+				s.notice += "; "
+			}
+			s.notice += t.banned[a].notice(a)
+			t.drop(i, f, now)
 		} else if other := t.misfit(i, a); other >= 0 {
 			s.notice = a.String() + " cannot be shared any longer with " + name(t.services[other].req.Service)
 			t.drop(i, f, now)
@@ -206,6 +212,9 @@ func (t *Table) planFor(i id, a netip.Addr) plan {
 		}
 		return fail(NoMatchingPool, why)
 	}
+	if t.quarantined(a) {
+		return fail(AddressQuarantined, "a stranger on the local network uses it, or did so a short while ago", wait{addr: a})
+	}
 	if other, why := t.apart(i, a, p); other >= 0 {
 		o := &t.services[other].req
 		reason := AddressInUse
@@ -312,7 +321,7 @@ func (t *Table) adopt(i id, now time.Time) {
 		if h.addr == a || h.addr.IsValid() && s.left[f] == a {
 			continue
 		}
-		if p := t.set.Find(a); h.addr.IsValid() && (p == nil || p.Err != nil || t.whyOut(r, a) != "") {
+		if p := t.set.Find(a); h.addr.IsValid() && (p == nil || p.Err != nil || t.whyOut(r, a) != "" || t.barred(r, a)) {
 			continue
 		}
 		if t.claim(i, a, now) {
@@ -385,7 +394,7 @@ func (t *Table) pick(i id, f pool.Family, now time.Time) (netip.Addr, bool) {
 	r := &t.services[i].req
 	for _, a := range t.set.Reserved(r.Service) {
 		p := t.set.Find(a)
-		if pool.FamilyOf(a) != f || t.whyOut(r, a) != "" || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) {
+		if pool.FamilyOf(a) != f || t.whyOut(r, a) != "" || t.quarantined(a) || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) {
 			continue
 		}
 		if other, _ := t.apart(i, a, p); other < 0 {
@@ -405,7 +414,7 @@ func (t *Table) pick(i id, f pool.Family, now time.Time) (netip.Addr, bool) {
 				continue
 			}
 			for _, a := range shared {
-				if pool.FamilyOf(a) != f || t.set.Find(a) != p || t.whyOut(r, a) != "" {
+				if pool.FamilyOf(a) != f || t.set.Find(a) != p || t.whyOut(r, a) != "" || t.quarantined(a) {
 					continue
 				}
 				if other, _ := t.apart(i, a, p); other < 0 {

@@ -64,6 +64,7 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 			w.do(line)
 		case "deposed":
 			written = old.write(w, parseName(f[1]))
+			w.listen()
 		case "restart":
 			old = &deposed{w.table, maps.Clone(before0(w.services))}
 			w.do(line)
@@ -84,6 +85,9 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 			}
 			for _, a := range was.status {
 				if slices.Contains(is.status, a) || !slices.ContainsFunc(was.req.Families, func(f pool.Family) bool { return f == pool.FamilyOf(a) }) {
+					continue
+				}
+				if w.table.quarantined(a) && !slices.Contains(was.req.Addresses, a) {
 					continue
 				}
 				if claimedByOlder(w, before, written, key, a) {
@@ -117,9 +121,7 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 			t.Fatalf("after %q: the same requests changed %v", line, dirty)
 		}
 		w.check()
-		fresh := NewTable()
-		fresh.SetPools(w.set(), w.now)
-		fresh.Load(w.requests(), w.now)
+		fresh := w.fresh()
 		for key, was := range results {
 			is, _ := fresh.Result(key)
 			if !slices.Equal(is.Addresses(), was.Addresses()) || !reallocate && !alike(w, key, &is, &was) {
@@ -195,7 +197,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 	key := randomService(rng)
 	n := shortName(key)
 	exists := w.services[key] != nil
-	switch rng.IntN(20) {
+	switch rng.IntN(22) {
 	case 0, 1, 2:
 		line := "pool " + pick(rng, "p1", "p2", "p3") + " addr=" + pick(rng,
 			"203.0.113.0/30", "203.0.113.2-203.0.113.5", "203.0.113.4/31,2001:db8::/127", "2001:db8::1-2001:db8::3", "203.0.113.0/29,2001:db8::/64")
@@ -215,7 +217,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 	case 6:
 		return "restart"
 	case 7:
-		return "wait " + pick(rng, "1s", "10s", "2m")
+		return "wait " + pick(rng, "1s", "10s", "2m", "9m", "11m")
 	case 8:
 		if !exists {
 			return "wait 1s"
@@ -226,6 +228,8 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 			return "wait 1s"
 		}
 		return "write " + n + " status=" + pick(rng, "", "203.0.113.1", "203.0.113.2", "203.0.113.4,2001:db8::1", "192.0.2.1", "2001:db8::2,203.0.113.0")
+	case 10, 11:
+		return pick(rng, "stranger ", "gone ") + pick(rng, "203.0.113.0", "203.0.113.1", "203.0.113.2", "203.0.113.4", "203.0.113.1 2001:db8::1", "192.0.2.1")
 	}
 	line := "service " + n
 	line += " families=" + pick(rng, "4", "4", "6", "46", "64")

@@ -113,6 +113,8 @@ const (
 	AddressInUse Reason = "AddressInUse"
 	// AddressReserved: it is reserved for another Service.
 	AddressReserved Reason = "AddressReserved"
+	// AddressQuarantined: a stranger on the local network uses it, or did so a short while ago.
+	AddressQuarantined Reason = "AddressQuarantined"
 	// SharingConflict: Services with sharing keys have it, and the asking one cannot join them.
 	SharingConflict Reason = "SharingConflict"
 	// FamilyMismatch: the Service asks for an address of a family that it does not have.

@@ -4,7 +4,7 @@
 // What it promises, whatever the order of events:
 //
 //  1. An assigned address stays: no restart, change of leader, other Service or edit of a pool moves it, unless that
-//     pool says onShrink: Reallocate or the Service itself asks for something else.
+//     pool says onShrink: Reallocate, the Service itself asks for something else, or the address is quarantined.
 //  2. Load adopts what is assigned, the oldest Service first, before it gives out anything new.
 //  3. No address is given twice. An address that a Service moves away from is free only once the Service's status no
 //     longer names it (Published). Of two Services that claim one address the older keeps it.
@@ -13,6 +13,9 @@
 //  5. The same inputs give the same result: what waits is served by age, pools are tried by priority and name,
 //     addresses from the lowest. No map order decides anything.
 //  6. Assigning is a fixed point: the same request again changes nothing.
+//  7. An address that a stranger on the local network uses is in quarantine: it is given to nobody while the stranger
+//     is heard and for QuarantineTime after, and a Service that has it gets another in the same pass, unless it asked
+//     for that very address.
 //
 // The package is pure. It must not read a clock, log, or know of the Kubernetes client; time is an argument.
 package ipam
@@ -41,6 +44,7 @@ type Table struct {
 	shared   map[string][]netip.Addr // by sharing key, ascending
 	resting  map[netip.Addr]resting
 	last     map[types.NamespacedName][2]netip.Addr // resting addresses by who had them
+	banned   map[netip.Addr]ban
 
 	waiting map[wait]*btree.BTreeG[waiter]
 	touched []netip.Addr // may help those that wait
@@ -106,6 +110,7 @@ func NewTable() *Table {
 		shared:  map[string][]netip.Addr{},
 		resting: map[netip.Addr]resting{},
 		last:    map[types.NamespacedName][2]netip.Addr{},
+		banned:  map[netip.Addr]ban{},
 		waiting: map[wait]*btree.BTreeG[waiter]{},
 	}
 }
@@ -159,6 +164,11 @@ func (t *Table) SetPools(set *pool.Set, now time.Time) {
 		}
 		s.take(a)
 		s.rest.ReplaceOrInsert(r)
+	}
+	for a := range t.banned {
+		if s := t.space(a); s != nil {
+			s.take(a)
+		}
 	}
 
 	ids := make([]id, 0, len(t.ids))
@@ -249,8 +259,9 @@ func (t *Table) Result(key types.NamespacedName) (Result, bool) {
 // Usage is how full a pool is, by family. The numbers stop at math.MaxInt64.
 type Usage struct {
 	// Capacity is the addresses that the pool may give out, Assigned those of its addresses that Services have, and
-	// Available those that it could still give to any Service that it admits.
-	Capacity, Assigned, Available [2]int64
+	// Available those that it could still give to any Service that it admits. Quarantined are those of its addresses
+	// that are in quarantine, whether or not a Service has them.
+	Capacity, Assigned, Available, Quarantined [2]int64
 }
 
 // Usage is how full the pool of that name is; zero when there is no such pool.
@@ -271,6 +282,16 @@ func (t *Table) Usage(name string) Usage {
 	for a := range p.Reserved {
 		f := pool.FamilyOf(a)
 		if _, used := t.tenants[a]; !used && p.Gives(a) && u.Capacity[f] < 1<<63-1 {
+			u.Available[f]--
+		}
+	}
+	for a := range t.banned {
+		if t.set.Find(a) != p {
+			continue
+		}
+		f := pool.FamilyOf(a)
+		u.Quarantined[f]++
+		if _, used := t.tenants[a]; !used && t.assignable(p, a) && u.Capacity[f] < 1<<63-1 {
 			u.Available[f]--
 		}
 	}
@@ -350,7 +371,7 @@ func (t *Table) settle(now time.Time) {
 			continue
 		}
 		t.offer(wait{addr: a}, a, now)
-		if p := t.set.Find(a); p != nil {
+		if p := t.set.Find(a); p != nil && !t.quarantined(a) {
 			t.offer(wait{pool: p.Name, family: pool.FamilyOf(a)}, a, now)
 		}
 	}
@@ -536,7 +557,7 @@ func (t *Table) free(i id, a netip.Addr, now time.Time) {
 			sp.taken--
 		}
 		switch {
-		case !t.assignable(sp.pool, a):
+		case !t.assignable(sp.pool, a) || t.quarantined(a):
 		case sp.pool.ReuseDelay > 0:
 			r := resting{now, a, t.services[i].req.Service}
 			sp.rest.ReplaceOrInsert(r)

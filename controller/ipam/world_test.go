@@ -26,6 +26,8 @@ type world struct {
 	now      time.Time
 	pools    map[string]*v1beta1.IPAddressPool
 	services map[types.NamespacedName]*object
+	heard    map[netip.Addr]string // what strangers use, as speakers say
+	listed   []netip.Addr          // the pools' statuses say that it is in quarantine
 	table    *Table
 	queue    []types.NamespacedName
 }
@@ -45,6 +47,7 @@ func newWorld(t testing.TB) *world {
 		now:      time.Unix(1_000_000, 0),
 		pools:    map[string]*v1beta1.IPAddressPool{},
 		services: map[types.NamespacedName]*object{},
+		heard:    map[netip.Addr]string{},
 	}
 	w.restart()
 	return w
@@ -76,11 +79,33 @@ func (w *world) requests() []Request {
 
 // restart replaces the controller by one that knows nothing.
 func (w *world) restart() {
-	w.table = NewTable()
-	w.table.SetPools(w.set(), w.now)
-	w.table.Load(w.requests(), w.now)
+	w.table = w.fresh()
 	w.table.Dirty()
 	w.queue = slices.SortedFunc(maps.Keys(w.services), compareNames)
+	w.run()
+}
+
+// fresh is the Table of a controller that has just started.
+func (w *world) fresh() *Table {
+	t := NewTable()
+	t.SetPools(w.set(), w.now)
+	past := map[netip.Addr]string{}
+	for _, a := range w.listed {
+		past[a] = ""
+	}
+	t.Quarantine(past, w.now)
+	t.Quarantine(w.heard, w.now)
+	t.Load(w.requests(), w.now)
+	return t
+}
+
+// listen lets the controller hear what speakers say, and writes what it says of quarantine.
+func (w *world) listen() {
+	w.table.Quarantine(w.heard, w.now)
+	w.listed = nil
+	for n := range w.pools {
+		w.listed = append(w.listed, w.table.Quarantined(n)...)
+	}
 	w.run()
 }
 
@@ -180,10 +205,19 @@ func (w *world) do(line string) {
 			w.t.Fatal(err)
 		}
 		w.now = w.now.Add(d)
+	case "stranger": // uses addresses
+		for _, a := range f[1:] {
+			w.heard[netip.MustParseAddr(a)] = "02:00:00:00:00:99"
+		}
+	case "gone": // is the stranger
+		for _, a := range f[1:] {
+			delete(w.heard, netip.MustParseAddr(a))
+		}
 	case "usage":
 	default:
 		w.t.Fatalf("no such step: %q", line)
 	}
+	w.listen()
 }
 
 func (w *world) parsePool(name string, opts map[string]string) *v1beta1.IPAddressPool {
@@ -342,6 +376,9 @@ func (w *world) usage() string {
 		u := w.table.Usage(n)
 		fmt.Fprintf(&b, "%s: IPv4 %d assigned, %d available; IPv6 %d assigned, %d available\n", n,
 			u.Assigned[0], u.Available[0], u.Assigned[1], u.Available[1])
+		if q := w.table.Quarantined(n); len(q) > 0 {
+			fmt.Fprintf(&b, "%s: quarantined %v\n", n, q)
+		}
 	}
 	return b.String()
 }
@@ -380,6 +417,9 @@ func (w *world) check() {
 			w.t.Fatalf("%s is stored as %s", key, s.req.Service)
 		}
 		for f, h := range s.have {
+			if a := h.addr; a.IsValid() && t.barred(&s.req, a) {
+				w.t.Fatalf("%s has %s, which is in quarantine", key, a)
+			}
 			for _, a := range []netip.Addr{h.addr, s.left[f]} {
 				if !a.IsValid() {
 					continue
@@ -401,6 +441,16 @@ func (w *world) check() {
 			w.t.Fatalf("%s is in use and resting", a)
 		}
 	}
+	for a := range t.banned {
+		if _, rests := t.resting[a]; rests {
+			w.t.Fatalf("%s is in quarantine and resting", a)
+		}
+	}
+	for a := range w.heard {
+		if !t.quarantined(a) {
+			w.t.Fatalf("%s is used by a stranger and not in quarantine", a)
+		}
+	}
 	if n != 0 {
 		w.t.Fatalf("tenants and holdings differ by %d", n)
 	}
@@ -418,7 +468,12 @@ func (w *world) check() {
 				return true
 			})
 			places := pool.Ranges(free)
-			assigned := int64(0)
+			for a := range t.banned {
+				if places.Contains(a) {
+					w.t.Fatalf("%s is in quarantine and free", a)
+				}
+			}
+			assigned, available := int64(0), places.Size(pool.Family(f))
 			for a := range t.tenants {
 				if t.space(a) == sp {
 					assigned++
@@ -429,6 +484,17 @@ func (w *world) check() {
 			}
 			if assigned != sp.assigned {
 				w.t.Fatalf("pool %s counts %d assigned %s addresses, has %d", p.Name, sp.assigned, pool.Family(f), assigned)
+			}
+			for _, r := range free {
+				for a := r.First; r.Contains(a) && r.Size() < 1000; a = a.Next() {
+					if p.Avoids(a) {
+						available-- // in the free ranges until it is met
+					}
+				}
+			}
+			available += int64(sp.rest.Len())
+			if got := t.Usage(p.Name).Available[f]; p.Err == nil && got < 1000 && got != available {
+				w.t.Fatalf("pool %s counts %d available %s addresses, has %d", p.Name, got, pool.Family(f), available)
 			}
 			sp.rest.Ascend(func(r resting) bool {
 				if places.Contains(r.addr) || t.resting[r.addr] != r {
@@ -441,7 +507,7 @@ func (w *world) check() {
 					_, used := t.tenants[a]
 					_, rests := t.resting[a]
 					_, reserved := p.Reserved[a]
-					if t.space(a) == sp && !used && !rests && !reserved && !p.Avoids(a) && !places.Contains(a) {
+					if t.space(a) == sp && !used && !rests && !reserved && !t.quarantined(a) && !p.Avoids(a) && !places.Contains(a) {
 						w.t.Fatalf("%s of pool %s is lost", a, p.Name)
 					}
 				}

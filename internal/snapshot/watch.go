@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -19,19 +21,29 @@ import (
 
 // Watch feeds a cache's objects of every kind that decisions are made of into the snapshot, and calls changed after each.
 // The returned functions say when the objects that there are have all been taken in: before that, the snapshot is not
-// complete, and unknown is not empty.
-func (s *Snapshot) Watch(ctx context.Context, c cache.Cache, changed func()) ([]toolscache.InformerSynced, error) {
+// complete, and unknown is not empty. A cluster whose API has no ServiceCIDR, older than Kubernetes 1.33, has none; that
+// is logged.
+func (s *Snapshot) Watch(ctx context.Context, c cache.Cache, log *slog.Logger, changed func()) ([]toolscache.InformerSynced, error) {
 	var synced []toolscache.InformerSynced
 	var errs []error
 	add := func(has toolscache.InformerSynced, err error) {
-		synced, errs = append(synced, has), append(errs, err)
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		synced = append(synced, has)
 	}
 	add(feed(ctx, c, s, changed, func(key string, o *corev1.Service, gone bool) { s.service(key, unless(gone, o)) }))
 	add(feed(ctx, c, s, changed, func(_ string, o *discoveryv1.EndpointSlice, gone bool) {
 		s.endpointSlice(o.Namespace+"/"+o.Labels[discoveryv1.LabelServiceName], o.Name, unless(gone, o))
 	}))
 	add(feed(ctx, c, s, changed, func(key string, o *corev1.Node, gone bool) { s.node(key, unless(gone, o)) }))
-	add(feed(ctx, c, s, changed, func(key string, o *networkingv1.ServiceCIDR, gone bool) { s.serviceCIDR(key, unless(gone, o)) }))
+	has, err := feed(ctx, c, s, changed, func(key string, o *networkingv1.ServiceCIDR, gone bool) { s.serviceCIDR(key, unless(gone, o)) })
+	if meta.IsNoMatchError(err) {
+		log.Warn("the cluster has no ServiceCIDR API: the ranges of its ClusterIPs are not known, and not announced", "error", err)
+	} else {
+		add(has, err)
+	}
 	add(feed(ctx, c, s, changed, configObject(s, s.objects.pools)))
 	add(feed(ctx, c, s, changed, configObject(s, s.objects.l2)))
 	add(feed(ctx, c, s, changed, configObject(s, s.objects.bgp)))

@@ -130,7 +130,7 @@ func (l *Lab) containerlabHost(p Port) *containerlabHost {
 			h.Name += fmt.Sprint(n)
 		}
 	} else if _, err := fmt.Sscanf(p.Host, "router%d", &n); err == nil {
-		h.Image = "quay.io/frrouting/frr:10.4.1"
+		h.Image = "frrouting/frr:v8.4.1"
 		h.Binds = []string{"daemons:/etc/frr/daemons", p.Host + ".conf:/etc/frr/frr.conf"}
 		h.Exec = []string{"sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"}
 	}

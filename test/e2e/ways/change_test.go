@@ -117,7 +117,11 @@ func testRollout(w *world, policy corev1.ServiceExternalTrafficPolicy) func(*tes
 			}
 		}
 		serving(old...)
-		w.steady(t, "outside", []string{url(addrs[0]), url(addrs[1])}, func() {
+		resets := 0
+		if policy == corev1.ServiceExternalTrafficPolicyLocal {
+			resets = 2 * len(old) * len(w.Routers()) // each pod's coming and going changes the routes of each router
+		}
+		w.steadyBut(t, "outside", []string{url(addrs[0]), url(addrs[1])}, resets, func() {
 			var current []*lab.Pod
 			for i := range old {
 				next := run(2, i)

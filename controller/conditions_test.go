@@ -1,0 +1,333 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
+)
+
+// store is an API server with a cache in front of it: reads give the objects themselves, patches to a status are taken
+// as they are meant.
+type store struct {
+	client.Client // only what is defined here is there
+	scheme        *runtime.Scheme
+	informers     *informertest.FakeInformers
+	objects       map[string]client.Object
+	patches       int
+	t             testing.TB
+}
+
+func newStore(t testing.TB) *store {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
+		t.Fatal(err)
+	}
+	return &store{scheme: scheme, informers: &informertest.FakeInformers{Scheme: scheme}, objects: map[string]client.Object{}, t: t}
+}
+
+func keyOf(o client.Object) string { return fmt.Sprintf("%T %s", o, client.ObjectKeyFromObject(o)) }
+
+// set makes an object be there as given, for readers and watchers.
+func (s *store) set(o client.Object) {
+	s.t.Helper()
+	inf, err := s.informers.FakeInformerFor(context.Background(), o)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	old := s.objects[keyOf(o)]
+	if s.objects[keyOf(o)] = o; old != nil {
+		inf.Update(old, o)
+	} else {
+		inf.Add(o)
+	}
+}
+
+func (s *store) Get(_ context.Context, key client.ObjectKey, to client.Object, _ ...client.GetOption) error {
+	o := s.objects[fmt.Sprintf("%T %s", to, key)]
+	if o == nil {
+		return apierrors.NewNotFound(schema.GroupResource{}, key.String())
+	}
+	switch to := to.(type) {
+	case *corev1.Service:
+		*to = *o.(*corev1.Service)
+	default:
+		s.t.Fatalf("Get of a %T", to)
+	}
+	return nil
+}
+
+func (s *store) List(_ context.Context, to client.ObjectList, _ ...client.ListOption) error {
+	gvks, _, err := s.scheme.ObjectKinds(to)
+	if err != nil {
+		return err
+	}
+	var items []runtime.Object
+	for _, o := range s.objects {
+		have, _, err := s.scheme.ObjectKinds(o)
+		if err != nil {
+			return err
+		}
+		if have[0].Kind+"List" == gvks[0].Kind {
+			items = append(items, o.DeepCopyObject())
+		}
+	}
+	return meta.SetList(to, items)
+}
+
+func (s *store) Status() client.SubResourceWriter { return statusStore{store: s} }
+
+type statusStore struct {
+	client.SubResourceWriter
+	*store
+}
+
+func (s statusStore) Patch(_ context.Context, o client.Object, _ client.Patch, _ ...client.SubResourcePatchOption) error {
+	s.patches++
+	s.set(o.DeepCopyObject().(client.Object))
+	return nil
+}
+
+// newConditions is a writer of conditions beside a store, which leads as long as holds says so.
+func newConditions(s *store, holds func() bool) *conditions {
+	c := &conditions{
+		client: s, holds: holds, events: events.NewFakeRecorder(100000), log: slog.New(slog.DiscardHandler), snapshot: snapshot.New(true),
+		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
+	}
+	if _, err := c.snapshot.Watch(context.Background(), s.informers, c.log, c.poke); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := snapshot.On(context.Background(), s.informers, c.speaker); err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// bigCluster fills a store with nodes, speakers, two peers and Services.
+func bigCluster(s *store, nodes, services int, routed, ready, answered bool) {
+	var names []string
+	for n := range nodes {
+		names = append(names, fmt.Sprintf("node%02d", n))
+	}
+	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}
+	pool.Spec.Addresses = []v1beta1.AddressRange{"198.18.0.0/16"}
+	s.set(pool)
+	if routed {
+		for _, p := range []string{"tor1", "tor2"} {
+			peer := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: p}}
+			peer.Spec.MyASN, peer.Spec.PeerASN, peer.Spec.PeerAddress = 64500, new(int64(64512)), "192.0.2.1"
+			s.set(peer)
+		}
+		s.set(&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
+	} else {
+		s.set(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
+	}
+	speakers := make([]*v1beta1.Speaker, nodes)
+	for n, name := range names {
+		s.set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
+		sp := &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		sp.Status.Members = names
+		if routed {
+			sp.Status.Sessions = []v1beta1.SessionStatus{{Peer: "tor1", State: "Established"}, {Peer: "tor2", State: "Established"}}
+		}
+		speakers[n] = sp
+	}
+	addr := netip.MustParseAddr("198.18.0.0")
+	for n := range services {
+		svc := &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("s%04d", n)},
+			Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ClusterIP: "10.96.0.1", ClusterIPs: []string{"10.96.0.1"}},
+			Status:     corev1.ServiceStatus{Conditions: []metav1.Condition{{Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue}}},
+		}
+		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: addr.String()}}
+		s.set(svc)
+		es := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
+			Namespace: "default", Name: svc.Name, Labels: map[string]string{discoveryv1.LabelServiceName: svc.Name},
+		}, AddressType: discoveryv1.AddressTypeIPv4}
+		for k := range 3 {
+			es.Endpoints = append(es.Endpoints, discoveryv1.Endpoint{
+				Addresses: []string{"10.244.0.1"}, NodeName: new(names[(n+k)%nodes]), Conditions: discoveryv1.EndpointConditions{Ready: new(ready)},
+			})
+		}
+		s.set(es)
+		if answered {
+			sp := speakers[n%nodes]
+			sp.Status.Layer2 = append(sp.Status.Layer2, v1beta1.Layer2Status{Address: addr.String(), Services: []string{"default/" + svc.Name}, Interfaces: []string{"eth0"}})
+		}
+		addr = addr.Next()
+	}
+	for _, sp := range speakers {
+		s.set(sp)
+	}
+}
+
+// TestConditionsNeedTheLease: nothing is written while another controller may have the lease, and all of it after.
+func TestConditionsNeedTheLease(t *testing.T) {
+	s, leads := newStore(t), false
+	c := newConditions(s, func() bool { return leads })
+	bigCluster(s, 3, 5, false, true, true)
+	if !c.write(t.Context()) || s.patches > 0 {
+		t.Fatalf("%d patches without the lease", s.patches)
+	}
+	leads = true
+	if c.write(t.Context()) || s.patches != 6 { // and the L2Advertisement's
+		t.Fatalf("%d patches with the lease, want 6", s.patches)
+	}
+}
+
+// TestSpeakerChanges: of what a speaker says, only what conditions depend on has them computed anew.
+func TestSpeakerChanges(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		edit func(*v1beta1.SpeakerStatus)
+		want string
+	}{
+		{"numbers and versions", func(s *v1beta1.SpeakerStatus) {
+			s.Version, s.Addresses = "v2", []string{"192.0.2.11"}
+			s.Sessions[0].PrefixesIPv4, s.Sessions[0].HoldTimeSeconds, s.Sessions[0].Since = 7, 9, &metav1.Time{}
+			s.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue}}
+		}, "[]"},
+		{"members, and all are alive as before", func(s *v1beta1.SpeakerStatus) { s.Members = []string{"node02", "node01", "node00"} }, "[]"},
+		{"an address that is answered for no more", func(s *v1beta1.SpeakerStatus) { s.Layer2 = nil }, "[default/s0000]"},
+		{"another interface", func(s *v1beta1.SpeakerStatus) { s.Layer2[0].Interfaces = []string{"eth1"} }, "[default/s0000]"},
+		{"a conflict", func(s *v1beta1.SpeakerStatus) {
+			s.Conflicts = []v1beta1.AddressConflict{{Address: "198.18.0.1", HardwareAddress: "02:00:00:00:00:99", Interface: "eth0"}}
+		}, "[default/s0001]"},
+		{"nobody's address", func(s *v1beta1.SpeakerStatus) {
+			s.Layer2 = append(s.Layer2, v1beta1.Layer2Status{Address: "198.18.9.9"})
+		}, "[]"},
+		{"a gate", func(s *v1beta1.SpeakerStatus) { s.Gate = "its Service proxy is not healthy" }, "all"},
+		{"a session", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].State = "Idle" }, "all"},
+		{"why a session is down", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].LastError = "no route to host" }, "all"},
+		{"a problem", func(s *v1beta1.SpeakerStatus) { s.Problems = []v1beta1.Problem{{Object: "BGPPeer/a", Message: "no"}} }, "all"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newStore(t)
+			c := newConditions(s, func() bool { return true })
+			bigCluster(s, 3, 3, false, true, true)
+			first := s.objects[keyOf(&v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: "node00"}})].(*v1beta1.Speaker).DeepCopy()
+			first.Status.Sessions = []v1beta1.SessionStatus{{Peer: "tor1", State: "Established"}}
+			s.set(first)
+			if c.write(t.Context()) {
+				t.Fatal("cannot write")
+			}
+			c.snapshot.Lock()
+			c.snapshot.Changes() // the watch's echo of what was written
+			c.snapshot.Unlock()
+			next := first.DeepCopy()
+			tt.edit(&next.Status)
+			s.set(next)
+			c.snapshot.Lock()
+			defer c.snapshot.Unlock()
+			dirty := c.snapshot.Changes()
+			slices.Sort(dirty.Services)
+			got := fmt.Sprint(dirty.Services)
+			if dirty.All {
+				got = "all"
+			}
+			if got != tt.want {
+				t.Errorf("computed anew: %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestContested: which of the conflicts that speakers report take an address from a Service.
+func TestContested(t *testing.T) {
+	conflict := func(addr string, before bool) v1beta1.AddressConflict {
+		return v1beta1.AddressConflict{Address: addr, HardwareAddress: "02:00:00:00:00:99", Interface: "eth0", BeforeUse: before}
+	}
+	all := []string{"a", "b", "c"}
+	for _, tt := range []struct {
+		name     string
+		speakers map[string]v1beta1.SpeakerStatus
+		want     string
+	}{
+		{"before the first announcement", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("2001:db8::1", true)}},
+			"b": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}},
+			"c": {Members: all},
+		}, "map[192.0.2.1:02:00:00:00:00:99 (heard on eth0 of node a) 2001:db8::1:02:00:00:00:00:99 (heard on eth0 of node a)]"},
+		{"after it", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", false)}}, "b": {Members: all}, "c": {Members: all},
+		}, "map[]"},
+		{"by a speaker that is dead, as what it wrote last says", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[1:]}, "c": {Members: all[1:]},
+		}, "map[]"},
+		{"by one that takes its fellows for strangers, having lost them", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all[:1], Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[1:]}, "c": {Members: all[1:]},
+		}, "map[]"},
+		{"of an address that another answers for", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("192.0.2.2", true)}},
+			"b": {Members: all, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}}}, "c": {Members: all},
+		}, "map[192.0.2.2:02:00:00:00:00:99 (heard on eth0 of node a)]"},
+		{"of an address that one answered for that is dead now", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all[:2], Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[:2]},
+			"c": {Members: all, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}}},
+		}, "map[]"},
+		{"of nonsense", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: []string{"a"}, Conflicts: []v1beta1.AddressConflict{conflict("nonsense", true)}},
+		}, "map[]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			speakers := map[string]*v1beta1.Speaker{}
+			for name, status := range tt.speakers {
+				speakers[name] = &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: status}
+			}
+			if got := fmt.Sprint(contested(speakers)); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// BenchmarkChanges finds out that nothing is to be written when everything might have changed.
+func BenchmarkChanges(b *testing.B) {
+	for _, bb := range []struct {
+		name                    string
+		routed, ready, answered bool
+	}{
+		{"layer2", false, true, true},
+		{"layer2 not yet", false, true, false},
+		{"bgp", true, true, false},
+		{"no endpoints", true, false, false},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			s := newStore(b)
+			c := newConditions(s, func() bool { return true })
+			bigCluster(s, 30, 5000, bb.routed, bb.ready, bb.answered)
+			if c.write(b.Context()) {
+				b.Fatal("cannot write")
+			}
+			if s.patches < 5000 {
+				b.Fatalf("%d patches", s.patches)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				c.snapshot.MarkAll()
+				changes, err := c.changes(b.Context())
+				if err != nil || len(changes) > 0 {
+					b.Fatal(len(changes), " changes, ", err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,162 @@
+// Package docs checks what the documents say that a program can check: links, objects, and router configuration.
+package docs
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+)
+
+// documents are all pages, by name.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob("*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no documents: %v", err)
+	}
+	out := map[string]string{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[f] = string(b)
+	}
+	return out
+}
+
+var (
+	linkRE    = regexp.MustCompile(`\]\(([^)]+)\)`)
+	headingRE = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	wordRE    = regexp.MustCompile(`[^a-z0-9 _-]`)
+)
+
+// anchors are those that a page's headings get.
+func anchors(page string) []string {
+	var out []string
+	for _, h := range headingRE.FindAllStringSubmatch(page, -1) {
+		out = append(out, strings.ReplaceAll(wordRE.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
+	}
+	return out
+}
+
+func TestLinks(t *testing.T) {
+	pages := documents(t)
+	for name, page := range pages {
+		for _, l := range linkRE.FindAllStringSubmatch(page, -1) {
+			if strings.HasPrefix(l[1], "https://") {
+				continue
+			}
+			file, anchor, _ := strings.Cut(l[1], "#")
+			to := page
+			if file != "" {
+				var ok bool
+				if to, ok = pages[file]; !ok {
+					t.Errorf("%s: link to %s: no such page", name, l[1])
+					continue
+				}
+			}
+			if anchor != "" && !slices.Contains(anchors(to), anchor) {
+				t.Errorf("%s: link to %s: no such heading", name, l[1])
+			}
+		}
+	}
+}
+
+// blocks are a page's blocks of code in a language ("" for none given).
+func blocks(page, language string) []string {
+	var out []string
+	for _, b := range regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$").FindAllStringSubmatch(page, -1) {
+		if b[1] == language {
+			out = append(out, b[2])
+		}
+	}
+	return out
+}
+
+// Objects of Clarion's kinds have no field that the kind does not have.
+func TestObjects(t *testing.T) {
+	kinds := map[string]func() any{
+		"IPAddressPool":    func() any { return &v1beta1.IPAddressPool{} },
+		"L2Advertisement":  func() any { return &v1beta1.L2Advertisement{} },
+		"BGPAdvertisement": func() any { return &v1beta1.BGPAdvertisement{} },
+		"BGPPeer":          func() any { return &v1beta1.BGPPeer{} },
+	}
+	found := 0
+	for name, page := range documents(t) {
+		text := strings.Join(blocks(page, "yaml"), "---\n")
+		for _, sh := range blocks(page, "sh") {
+			if _, here, ok := strings.Cut(sh, "<<'YAML'\n"); ok {
+				here, _, _ = strings.Cut(here, "\nYAML\n")
+				text += "---\n" + here + "\n"
+			}
+		}
+		for doc := range strings.SplitSeq(text, "---\n") {
+			var meta struct{ APIVersion, Kind string }
+			if err := yaml.Unmarshal([]byte(doc), &meta); err != nil {
+				t.Errorf("%s: %v:\n%s", name, err, doc)
+				continue
+			}
+			if meta.APIVersion != v1beta1.GroupVersion.String() {
+				continue
+			}
+			object := kinds[meta.Kind]
+			if object == nil {
+				t.Errorf("%s: what is a %q?", name, meta.Kind)
+				continue
+			}
+			found++
+			if err := yaml.UnmarshalStrict([]byte(doc), object()); err != nil {
+				t.Errorf("%s: %v:\n%s", name, err, doc)
+			}
+		}
+	}
+	if found < 9 {
+		t.Errorf("only %d objects found", found)
+	}
+}
+
+// The configurations for FRR and BIRD are such as these programs accept.
+func TestRouters(t *testing.T) {
+	page := documents(t)["bgp.md"]
+	section := func(heading string) string {
+		_, rest, ok := strings.Cut(page, "\n### "+heading+"\n")
+		if !ok || len(blocks(rest, "")) == 0 {
+			t.Fatalf("bgp.md has no configuration for %s", heading)
+		}
+		return blocks(rest, "")[0]
+	}
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	for _, c := range []struct {
+		heading string
+		command []string
+	}{
+		{"FRR", []string{"vtysh", "-C", "--config_dir", dir, "--inputfile", write("frr.conf", section("FRR"))}},
+		{"BIRD 2", []string{"/usr/sbin/bird", "-p", "-c", write("bird.conf", "router id 192.0.2.1;\nprotocol device {}\nprotocol bfd {}\n"+section("BIRD 2"))}},
+	} {
+		t.Run(c.heading, func(t *testing.T) {
+			if _, err := exec.LookPath(c.command[0]); err != nil {
+				t.Skip(err)
+			}
+			write("vtysh.conf", "")
+			if out, err := exec.Command(c.command[0], c.command[1:]...).CombinedOutput(); err != nil || strings.Contains(string(out), "Unknown command") {
+				t.Errorf("%s: %v\n%s", strings.Join(c.command, " "), err, out)
+			}
+		})
+	}
+}

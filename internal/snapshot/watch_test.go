@@ -1,0 +1,104 @@
+package snapshot
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
+)
+
+// failing is a cache that cannot have some kinds.
+type failing struct {
+	*informertest.FakeInformers
+	err func(client.Object) error
+}
+
+func (f failing) GetInformer(ctx context.Context, o client.Object, opts ...cache.InformerGetOption) (cache.Informer, error) {
+	if err := f.err(o); err != nil {
+		return nil, err
+	}
+	return f.FakeInformers.GetInformer(ctx, o, opts...)
+}
+
+// A cluster that does not know ServiceCIDRs is watched all the same, and says so once; any other failure is one.
+func TestWatchWithoutServiceCIDRs(t *testing.T) {
+	noMatch := &meta.NoKindMatchError{GroupKind: networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), SearchedVersions: []string{"v1"}}
+	for _, tt := range []struct {
+		name string
+		err  func(client.Object) error
+		want string // in the error
+		log  int    // lines
+	}{
+		{"all kinds", func(client.Object) error { return nil }, "", 0},
+		{"no ServiceCIDR", func(o client.Object) error {
+			if _, is := o.(*networkingv1.ServiceCIDR); is {
+				return noMatch
+			}
+			return nil
+		}, "", 1},
+		{"ServiceCIDR fails", func(o client.Object) error {
+			if _, is := o.(*networkingv1.ServiceCIDR); is {
+				return errors.New("no route to host")
+			}
+			return nil
+		}, "no route to host", 0},
+		{"no Service", func(o client.Object) error {
+			if _, is := o.(*corev1.Service); is {
+				return &meta.NoKindMatchError{GroupKind: corev1.SchemeGroupVersion.WithKind("Service").GroupKind()}
+			}
+			return nil
+		}, "Service", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			scheme := runtime.NewScheme()
+			if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			informers := &informertest.FakeInformers{Scheme: scheme}
+			s := New(true)
+			synced, err := s.Watch(t.Context(), failing{informers, tt.err}, slog.New(slog.NewTextHandler(&log, nil)), func() {})
+			switch {
+			case tt.want == "" && err != nil:
+				t.Fatal(err)
+			case tt.want != "":
+				if err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("error %v, want %q", err, tt.want)
+				}
+				return
+			}
+			for _, has := range synced {
+				if has == nil {
+					t.Error("a kind that is not there is waited for")
+				}
+			}
+			if n := strings.Count(log.String(), "\n"); n != tt.log {
+				t.Errorf("logged %d lines, want %d:\n%s", n, tt.log, log.String())
+			}
+			nodes, err := informers.FakeInformerFor(t.Context(), &corev1.Node{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
+			s.Lock()
+			defer s.Unlock()
+			if s.Node("a") == nil {
+				t.Error("the other kinds are not watched")
+			}
+		})
+	}
+}
