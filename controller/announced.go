@@ -92,7 +92,7 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 	how := slices.Clone(r.layer2[addr])
 
 	var from, down, whys []string
-	advertised := false
+	advertised, trying := false, false // trying: it is too early to say why a session is down
 	for _, node := range r.nodes {
 		d := view.ForBGP(node, addr, claims)
 		advertised = advertised || d.Advertised
@@ -110,7 +110,8 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 		}
 		for _, e := range d.Exports {
 			ses := sessions[e.Peer]
-			down = append(down, fmt.Sprintf("%s: the session with BGPPeer %s is %s %s", node, e.Peer, cmp.Or(ses.State, "not open"), ses.LastError))
+			trying = trying || ses.LastError == ""
+			down = append(down, strings.TrimSpace(fmt.Sprintf("%s: the session with BGPPeer %s is %s %s", node, e.Peer, cmp.Or(ses.State, "not open"), ses.LastError)))
 		}
 	}
 	if len(from) > 0 {
@@ -128,6 +129,8 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 		return "", reasonNoAdvertisement, l2.Why + ", and no BGPAdvertisement; create one or change the selectors of one"
 	case l2.Owner != "":
 		return "", reasonPending, "node " + l2.Owner + " is about to announce it"
+	case len(down) > 0 && trying:
+		return "", reasonPending, few(down)
 	case len(down) > 0:
 		return "", reasonSessionDown, few(down)
 	case l2.Advertised:

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -22,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
@@ -297,6 +300,43 @@ func TestContested(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestQuarantineEnds: the controller wakes for the end of a quarantine though nothing happens, and for nothing else.
+func TestQuarantineEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := 0
+		s := &services{table: ipam.NewTable(), log: slog.New(slog.DiscardHandler), changed: func() { told++ }}
+		p := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}
+		p.Spec.Addresses = []v1beta1.AddressRange{"192.0.2.0/30"}
+		s.table.SetPools(setOf([]v1beta1.IPAddressPool{*p}), time.Now())
+		step := func(what string, heard map[netip.Addr]string, again time.Duration, listed string, news int) {
+			t.Helper()
+			told = 0
+			if got := s.quarantine(heard); got != again {
+				t.Errorf("%s: to be called again in %s, want %s", what, got, again)
+			}
+			if got := fmt.Sprint(s.quarantined("lan")); got != listed {
+				t.Errorf("%s: quarantined %s, want %s", what, got, listed)
+			}
+			if told != news {
+				t.Errorf("%s: the pools were told %d times, want %d", what, told, news)
+			}
+		}
+		x, y := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		step("nothing", nil, 0, "[]", 0)
+		step("a stranger", map[netip.Addr]string{x: "02:00:00:00:00:99"}, 0, "[192.0.2.1]", 1)
+		step("another", map[netip.Addr]string{x: "", y: ""}, 0, "[192.0.2.1 192.0.2.2]", 1)
+		step("one is gone", map[netip.Addr]string{y: ""}, ipam.QuarantineTime, "[192.0.2.1 192.0.2.2]", 0)
+		time.Sleep(4 * time.Minute)
+		step("the other is gone", nil, ipam.QuarantineTime-4*time.Minute, "[192.0.2.1 192.0.2.2]", 0)
+		time.Sleep(ipam.QuarantineTime - 4*time.Minute)
+		step("the first end", nil, 4*time.Minute, "[192.0.2.2]", 1)
+		step("the other is back", map[netip.Addr]string{y: ""}, 0, "[192.0.2.2]", 0)
+		step("and gone", nil, ipam.QuarantineTime, "[192.0.2.2]", 0)
+		time.Sleep(ipam.QuarantineTime)
+		step("the last end", nil, 0, "[]", 1)
+	})
 }
 
 // BenchmarkChanges finds out that nothing is to be written when everything might have changed.

@@ -450,7 +450,7 @@ func TestMembersKey(t *testing.T) {
 	a.ok(first.Stop())
 	second := a.run("controller")
 	a.service("a", nil)
-	a.wants("a", "NoMatchingPool", nil, "there are no pools")
+	a.wants("a", "NoMatchingPool", nil, "there is no IPAddressPool: create one")
 	a.ok(a.Get(t.Context(), client.ObjectKeyFromObject(secret), secret))
 	if string(secret.Data[membersKeys]) != made {
 		t.Error("a restart replaced the key")

@@ -469,7 +469,7 @@ func (t *Table) explain(i id, f pool.Family) plan {
 		}
 	}
 	if len(out.passed) == 0 {
-		pass("", "there are no pools")
+		pass("", "there is no IPAddressPool: create one")
 	}
 	return out
 }

@@ -42,7 +42,8 @@ type Snapshot struct {
 	layer2   *announce.Plan // nil when it has to be made anew
 	problems []config.Problem
 	pools    *pool.Set
-	lastPool map[netip.Addr]string // the pool that an address was in when it last was in one
+	lastPool map[netip.Addr]string             // the pool that an address was in when it last was in one
+	gone     map[string]*v1beta1.IPAddressPool // deleted pools that may be among them
 
 	dirty       map[netip.Addr]bool // addresses to decide anew
 	lost        map[string]bool     // Services that have lost an address
@@ -104,6 +105,7 @@ func New(defaultClass bool) *Snapshot {
 			map[string]*v1beta1.BGPPeer{}, map[string]*v1beta1.BFDProfile{}, map[string]*v1beta1.Community{},
 		},
 		lastPool:    map[netip.Addr]string{},
+		gone:        map[string]*v1beta1.IPAddressPool{},
 		dirty:       map[netip.Addr]bool{},
 		lost:        map[string]bool{},
 		dirtyConfig: true,
@@ -464,6 +466,16 @@ func (s *Snapshot) serviceCIDR(name string, c *networkingv1.ServiceCIDR) {
 	}
 }
 
+// gonePools are the deleted pools that addresses still count for; the others are forgotten.
+func (s *Snapshot) gonePools() []*v1beta1.IPAddressPool {
+	used := map[string]bool{}
+	for _, name := range s.lastPool {
+		used[name] = true
+	}
+	maps.DeleteFunc(s.gone, func(name string, _ *v1beta1.IPAddressPool) bool { return !used[name] || s.objects.pools[name] != nil })
+	return slices.Collect(maps.Values(s.gone))
+}
+
 // configure parses the configuration objects anew, if they have changed.
 func (s *Snapshot) configure() {
 	if !s.dirtyConfig {
@@ -471,6 +483,7 @@ func (s *Snapshot) configure() {
 	}
 	s.dirtyConfig, s.dirtyAll = false, true
 	o := config.Objects{
+		Gone:              s.gonePools(),
 		Pools:             slices.Collect(maps.Values(s.objects.pools)),
 		L2Advertisements:  slices.Collect(maps.Values(s.objects.l2)),
 		BGPAdvertisements: slices.Collect(maps.Values(s.objects.bgp)),

@@ -272,3 +272,35 @@ func TestLayer2(t *testing.T) {
 		}
 	}
 }
+
+// A pool that is deleted while a Service has an address of it is still selected by its labels.
+func TestDeletedPoolIsStillAnnounced(t *testing.T) {
+	s := known()
+	a := netip.MustParseAddr("192.0.2.1")
+	s.service("default/web", loadBalancer("web", a.String()))
+	lan := &v1beta1.IPAddressPool{
+		ObjectMeta: metav1.ObjectMeta{Name: "lan", Labels: map[string]string{"tier": "gold"}},
+		Spec:       v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}},
+	}
+	s.pool("lan", lan, false)
+	configObject(s, s.objects.l2)("gold", &v1beta1.L2Advertisement{
+		ObjectMeta: metav1.ObjectMeta{Name: "gold"},
+		Spec:       v1beta1.L2AdvertisementSpec{IPAddressPoolSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{"tier": "gold"}}}},
+	}, false)
+	selected := func() bool {
+		s.Changes()
+		return s.View().Config.L2[0].Pools.Has(s.View().PoolOf(a))
+	}
+	if !selected() {
+		t.Fatal("not selected at first")
+	}
+	s.pool("lan", lan, true)
+	if !selected() {
+		t.Error("not selected any more when the pool is deleted")
+	}
+	s.service("default/web", nil)
+	s.dirtyConfig = true
+	if selected() || len(s.gone) > 0 {
+		t.Errorf("remembered though nobody has an address of it: %v", s.gone)
+	}
+}

@@ -44,7 +44,7 @@ func (s *Snapshot) Watch(ctx context.Context, c cache.Cache, log *slog.Logger, c
 	} else {
 		add(has, err)
 	}
-	add(feed(ctx, c, s, changed, configObject(s, s.objects.pools)))
+	add(feed(ctx, c, s, changed, s.pool))
 	add(feed(ctx, c, s, changed, configObject(s, s.objects.l2)))
 	add(feed(ctx, c, s, changed, configObject(s, s.objects.bgp)))
 	add(feed(ctx, c, s, changed, configObject(s, s.objects.peers)))
@@ -104,6 +104,14 @@ func On[T any, P object[T]](ctx context.Context, c cache.Cache, f func(key strin
 		return nil, fmt.Errorf("watching %T: %w", *new(T), err)
 	}
 	return reg.HasSynced, nil
+}
+
+// pool takes in a pool, and remembers one that is gone while it may matter.
+func (s *Snapshot) pool(name string, obj *v1beta1.IPAddressPool, gone bool) {
+	if gone {
+		s.gone[name] = obj
+	}
+	configObject(s, s.objects.pools)(name, obj, gone)
 }
 
 // configObject takes in a configuration object. Only what its user writes counts as a change, not its status.

@@ -274,8 +274,10 @@ func (p *Plan) terrain(ads []int) *terrain {
 func (v *View) site(n *Node, ads []int) site {
 	s := site{Candidate: Candidate{Node: n.Name, Gate: n.Gate}}
 	var matched []*config.L2Advertisement
+	var names []string
 	for _, i := range ads {
 		ad := &v.Config.L2[i]
+		names = append(names, fmt.Sprintf("%q", ad.Name))
 		if !ad.Nodes.Match(n.Labels) {
 			continue
 		}
@@ -289,11 +291,13 @@ func (v *View) site(n *Node, ads []int) site {
 	s.selected = len(matched) > 0
 	switch {
 	case !s.selected:
-		s.now = "no L2Advertisement selects the node"
+		s.now = "the nodeSelectors of L2Advertisement " + strings.Join(names, ", ") + " do not match it"
 	case !n.Alive:
 		s.now = "its speaker is not alive"
 	default:
-		s.now = s.interfaces(n, matched)
+		if s.now = s.interfaces(n, matched); s.now != "" {
+			s.now += " (L2Advertisement " + strings.Join(names, ", ") + ")"
+		}
 	}
 	return s
 }
