@@ -25,6 +25,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/announce"
 )
 
 // How long changes are collected before conditions are written, and how long a failed write rests.
@@ -88,7 +89,7 @@ func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 		delete(c.speakers, name)
 	}
 	whole := old == nil || gone
-	if whole || old.Status.Gate != sp.Status.Gate || !slices.Equal(old.Status.Members, sp.Status.Members) {
+	if whole || old.Status.Gate != sp.Status.Gate || !slices.Equal(old.Status.Members, sp.Status.Members) || !slices.Equal(old.Status.Interfaces, sp.Status.Interfaces) {
 		c.snapshot.Fellows(fellows(c.speakers))
 	}
 	if whole || !slices.EqualFunc(old.Status.Sessions, sp.Status.Sessions, sameSession) || !slices.Equal(old.Status.Problems, sp.Status.Problems) {
@@ -136,7 +137,11 @@ func fellows(speakers map[string]*v1beta1.Speaker) map[string]snapshot.Fellow {
 	out := map[string]snapshot.Fellow{}
 	for name, sp := range speakers {
 		if 2*votes[name] > len(speakers) {
-			out[name] = snapshot.Fellow{Gate: sp.Status.Gate}
+			fe := snapshot.Fellow{Gate: sp.Status.Gate}
+			for _, i := range sp.Status.Interfaces {
+				fe.Links = append(fe.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
+			}
+			out[name] = fe
 		}
 	}
 	return out

@@ -128,6 +128,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, l := range s.layer2.Links() {
 		if !l.Excluded {
 			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
+			out.Interfaces = append(out.Interfaces, l.Name)
 		}
 	}
 	slices.Sort(out.HardwareAddresses)

@@ -15,19 +15,19 @@ type L2AdvertisementSpec struct {
 
 	// ipAddressPoolSelectors selects pools by their labels; a pool needs to match one of them.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
 
 	// serviceSelectors restricts the advertisement to Services that one of the selectors matches. Empty: all.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 
 	// nodeSelectors restricts the announcing nodes to those that one of the selectors matches. Empty: all.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
 
@@ -127,20 +127,20 @@ type BGPAdvertisementSpec struct {
 
 	// ipAddressPoolSelectors selects pools by their labels; a pool needs to match one of them.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
 
 	// serviceSelectors restricts the advertisement to Services that one of the selectors matches. Empty: all.
 	// Applies to the address types LoadBalancerIP, ExternalIP and ClusterIP.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 
 	// nodeSelectors restricts the announcing nodes to those that one of the selectors matches. Empty: all.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
 
@@ -154,7 +154,7 @@ type BGPAdvertisementSpec struct {
 
 	// peerSelectors selects BGPPeers by their labels; a peer needs to match one of them.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	PeerSelectors []metav1.LabelSelector `json:"peerSelectors,omitempty"`
 

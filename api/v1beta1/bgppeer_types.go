@@ -101,7 +101,7 @@ type BGPPeerSpec struct {
 
 	// nodeSelectors restricts the session to nodes that one of the selectors matches. Empty: all.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
 

@@ -119,13 +119,13 @@ type ServiceAllocation struct {
 
 	// namespaceSelectors admits Services of namespaces that one of the selectors matches, besides those in namespaces.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	NamespaceSelectors []metav1.LabelSelector `json:"namespaceSelectors,omitempty"`
 
 	// serviceSelectors admits only Services that one of the selectors matches, on top of the namespace rules.
 	// +kubebuilder:validation:MaxItems=32
-	// +listType=set
+	// +listType=atomic
 	// +optional
 	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
 }

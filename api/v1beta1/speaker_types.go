@@ -18,6 +18,11 @@ type SpeakerStatus struct {
 	// +optional
 	HardwareAddresses []string `json:"hardwareAddresses,omitempty"`
 
+	// interfaces are those of the node that addresses can be announced on, but for those of the cluster itself.
+	// +listType=atomic
+	// +optional
+	Interfaces []string `json:"interfaces,omitempty"`
+
 	// members are the names of the nodes whose speakers this one knows to be alive, itself included.
 	// +listType=atomic
 	// +optional

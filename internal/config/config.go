@@ -217,7 +217,11 @@ func (o *object) disable(reason, format string, args ...any) {
 func (o *object) selectors(field string, in []metav1.LabelSelector) Selectors {
 	var out Selectors
 	for i := range in {
-		out = append(out, o.selector(fmt.Sprintf("%s[%d]", field, i), &in[i]))
+		sel := o.selector(fmt.Sprintf("%s[%d]", field, i), &in[i])
+		if j := slices.IndexFunc(out, func(x labels.Selector) bool { return x.String() == sel.String() }); j >= 0 {
+			o.problem(ReasonInvalid, "%s[%d]: it is the same as %s[%d]; remove one of them", field, i, field, j)
+		}
+		out = append(out, sel)
 	}
 	return out
 }

@@ -29,6 +29,8 @@ func objects() Objects {
 			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"lan"}}}, "good"),
 			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"lan", "wan"}}}, "half"),
 			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{NodeSelectors: badSelector()}}, "bad"),
+			named(&v1beta1.L2Advertisement{Spec: v1beta1.L2AdvertisementSpec{NodeSelectors: []metav1.LabelSelector{
+				{MatchLabels: map[string]string{"a": "b"}}, {MatchLabels: map[string]string{"a": "b"}}}}}, "twice"),
 		},
 		BGPAdvertisements: []*v1beta1.BGPAdvertisement{
 			named(&v1beta1.BGPAdvertisement{Spec: v1beta1.BGPAdvertisementSpec{Communities: []v1beta1.CommunityReference{"blue", "no-export", "64500:1"}}}, "good"),
@@ -67,6 +69,7 @@ BGPPeer/nobfd BFDProfileNotFound disabled=false: spec.bfdProfile: there is no BF
 BGPPeer/tight Invalid disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive can end the session; at most 3s is advised
 L2Advertisement/bad Invalid disabled=true: spec.nodeSelectors[0]: "Sometimes" is not a valid label selector operator
 L2Advertisement/half PoolNotFound disabled=false: spec.ipAddressPools: there is no IPAddressPool "wan"; create it or correct the name
+L2Advertisement/twice Invalid disabled=false: spec.nodeSelectors[1]: it is the same as spec.nodeSelectors[0]; remove one of them
 BGPAdvertisement/bad UnknownCommunity disabled=true: spec.communities[0]: community "red" is neither a well-known name nor defined by a Community object; nothing is announced by this object until it is
 BGPAdvertisement/half PeerNotFound disabled=false: spec.peers: there is no BGPPeer "tor9"; create it or correct the name
 `
@@ -84,7 +87,7 @@ BGPAdvertisement/half PeerNotFound disabled=false: spec.peers: there is no BGPPe
 	for _, p := range cfg.Peers {
 		fmt.Fprintf(&used, "peer %s bfd=%v\n", p.Name, p.BFD != nil)
 	}
-	if want := "l2 good\nl2 half\nbgp good [64500:1 65535:65281 large:1:2:3]\nbgp half []\npeer nobfd bfd=false\npeer tight bfd=false\npeer tor1 bfd=true\n"; used.String() != want {
+	if want := "l2 good\nl2 half\nl2 twice\nbgp good [64500:1 65535:65281 large:1:2:3]\nbgp half []\npeer nobfd bfd=false\npeer tight bfd=false\npeer tor1 bfd=true\n"; used.String() != want {
 		t.Errorf("used:\n%s\nwant:\n%s", used.String(), want)
 	}
 	if tor1 := cfg.Peers[2]; tor1.BFD.Transmit != 50*time.Millisecond || tor1.BFD.Receive != 300*time.Millisecond || tor1.Port != 179 || tor1.MaxPrefixes != 100_000 {

@@ -265,7 +265,6 @@ func rejected() []row {
 		rows = append(rows,
 			row{s.kind, s.path + " without key", at(s.path, `[{matchExpressions: [{operator: Exists}]}]`), s.path + `[0].matchExpressions[0].key: Required value`},
 			row{s.kind, s.path + " without operator", at(s.path, `[{matchExpressions: [{key: tier}]}]`), s.path + `[0].matchExpressions[0].operator: Required value`},
-			row{s.kind, s.path + " twice", at(s.path, `[{matchLabels: {tier: gold}}, {matchLabels: {tier: gold}}]`), s.path + `[1]: Duplicate value`},
 			row{s.kind, s.path + " too many", at(s.path, list(33, `{matchLabels: {tier: t%d}}`)), s.path + `: Too many`},
 		)
 	}

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,6 +26,7 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/test/lab"
@@ -93,6 +95,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("the end-to-end tests need root: they make network namespaces")
 		os.Exit(1)
 	}
+	log.SetLogger(logr.Discard()) // that of the API client, which has nothing to say
 	os.Exit(m.Run())
 }
 

@@ -1,0 +1,828 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"github.com/clarionlb/clarion/test/lab"
+)
+
+// bgpConfig is without BGPPeers: those are a row's own.
+const bgpConfig = `
+apiVersion: clarionlb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: routed}
+spec: {addresses: [198.18.0.0/24]}
+---
+apiVersion: clarionlb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: routed}
+spec: {ipAddressPools: [routed]}
+---
+apiVersion: clarionlb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: weighted}
+spec: {addresses: [198.18.1.0/24], autoAssign: false}
+---
+apiVersion: clarionlb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: weighted}
+spec: {ipAddressPools: [weighted], weighted: true}
+---
+apiVersion: clarionlb.io/v1beta1
+kind: BFDProfile
+metadata: {name: bfd100}
+spec: {receiveInterval: 100, transmitInterval: 100, detectMultiplier: 3}
+---
+apiVersion: clarionlb.io/v1beta1
+kind: BFDProfile
+metadata: {name: bfd50}
+spec: {receiveInterval: 50, transmitInterval: 50, detectMultiplier: 3}
+`
+
+// drainTime is short, so that a drain's end is seen too.
+const drainTime = 3 * time.Second
+
+var bgpStages = []stage{
+	{setup{name: "bench", nodes: 3, routers: 2, config: bgpConfig, ready: makeRouted, speakerArgs: []string{"--announce-holddown=0", "--drain-time=" + drainTime.String()}}, []row{
+		{"slice", followed},
+		{"bfd100", cutRouted("bfd100", "max 450 ms", 450)},
+		{"bfd50", cutRouted("bfd50", "max 300 ms", 300)},
+		{"frozen", frozen},
+		{"graceful", rolledRouted(true)},
+		{"ungraceful", rolledRouted(false)},
+		{"drain", drainedRouted},
+		{"weighted", weighted},
+	}},
+	{setup{}, []row{
+		{"prefixes", interop("BenchmarkRoutes$", map[string]figure{
+			"ms":  {name: "10,000 prefixes in the tables of two routers", want: "max 1000 ms", unit: "ms", max: 1000},
+			"MiB": {name: "the same: memory above idle", want: "max 60 MiB", unit: "MiB", max: 60},
+		})},
+		{"detection", interop("BenchmarkBFDDetection$", map[string]figure{
+			"min-ms": {name: "BFD detection 3 × 50 ms: least of 20", want: "-", unit: "ms"},
+			"p50-ms": {name: "BFD detection 3 × 50 ms: median of 20", want: "-", unit: "ms"},
+			"max-ms": {name: "BFD detection 3 × 50 ms: most of 20", want: "max 202.5 ms", unit: "ms", max: 202.5},
+		})},
+		{"sessions", interop("BenchmarkBFDLoad$", map[string]figure{
+			"%core": {name: "100 BFD sessions at 50 ms", want: "max 6 % of a core", unit: "%", max: 6},
+		})},
+	}},
+}
+
+// Services with their only pod on node1, and with a pod on every node: names and policies.
+const (
+	atNode1      = "at-node1"
+	atNode1Local = "at-node1-local"
+	everywhere   = "everywhere"
+	everyLocal   = "everywhere-local"
+)
+
+func local(svc *corev1.Service) {
+	svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+}
+
+func makeRouted(ctx context.Context, b *bench) error {
+	one, all := b.pods["node1"].Spec.Labels, map[string]string{"app": "echo"}
+	_, err := b.service(ctx, atNode1, one, nil)
+	_, err1 := b.service(ctx, atNode1Local, one, local)
+	_, err2 := b.service(ctx, everywhere, all, nil)
+	_, err3 := b.service(ctx, everyLocal, all, local)
+	return errors.Join(err, err1, err2, err3)
+}
+
+// peers opens the sessions with both routers, which watch them by BFD with a profile of the same name unless bfd is "".
+func (b *bench) peers(ctx context.Context, graceful bool, bfd string) error {
+	for i, r := range b.Routers() {
+		commands := []string{"configure terminal"}
+		if interval, ok := strings.CutPrefix(bfd, "bfd"); ok {
+			commands = append(commands, "bfd", "profile "+bfd, "detect-multiplier 3", "receive-interval "+interval, "transmit-interval "+interval, "exit", "exit")
+		}
+		commands = append(commands, fmt.Sprintf("router bgp %d", lab.RouterASN))
+		if bfd == "" {
+			commands = append(commands, "no neighbor nodes4 bfd")
+		} else {
+			commands = append(commands, "neighbor nodes4 bfd", "neighbor nodes4 bfd profile "+bfd)
+		}
+		if _, err := r.Vtysh(ctx, commands...); err != nil {
+			return err
+		}
+		peer := fmt.Sprintf("apiVersion: clarionlb.io/v1beta1\nkind: BGPPeer\nmetadata: {name: router%d}\nspec: {myASN: 64500, peerASN: %d, peerAddress: %s, enableGracefulRestart: %v", i+1, lab.RouterASN, b.Host(r.Name).IPv4, graceful)
+		if bfd != "" {
+			peer += ", bfdProfile: " + bfd
+		}
+		if err := b.Apply(ctx, peer+"}\n"); err != nil {
+			return err
+		}
+	}
+	pause(ctx, time.Second) // sessions that are to be opened anew are seen to be down
+	return b.routed(ctx, bfd != "")
+}
+
+// routed waits until every session is up, and every router has every route.
+func (b *bench) routed(ctx context.Context, bfd bool) error {
+	err := b.eventually(ctx, func() error {
+		for _, r := range b.Routers() {
+			peers, err := r.BGPPeers(ctx)
+			if err != nil {
+				return err
+			}
+			for _, n := range b.Nodes() {
+				if s := peers[b.Host(n).IPv4]; s != "Established" {
+					return fmt.Errorf("%s: the session with %s is %q", r.Name, n, s)
+				}
+			}
+			if out, err := r.Vtysh(ctx, "show bfd peers brief"); err != nil || bfd && strings.Count(out, " up ") < len(b.Nodes()) {
+				return fmt.Errorf("%s: %w%s", r.Name, err, out)
+			}
+		}
+		return nil
+	})
+	for _, name := range []string{atNode1, everywhere, everyLocal} {
+		if err == nil {
+			err = b.hops(ctx, name, b.Nodes()...)
+		}
+	}
+	if err == nil {
+		err = b.hops(ctx, atNode1Local, "node1")
+	}
+	return err
+}
+
+// hops waits until the routers send packets for a Service to exactly these nodes.
+func (b *bench) hops(ctx context.Context, name string, nodes ...string) error {
+	addr, err := b.address(ctx, name)
+	if err != nil {
+		return err
+	}
+	var want []netip.Addr
+	for _, n := range nodes {
+		want = append(want, b.Host(n).IPv4)
+	}
+	return b.eventually(ctx, func() error {
+		for _, r := range b.Routers() {
+			got, err := r.NextHops(ctx, netip.PrefixFrom(addr, 32))
+			if err != nil {
+				return err
+			}
+			if !slices.Equal(got, want) {
+				return fmt.Errorf("%s: next hops of %s are %v, want %v", r.Name, addr, got, want)
+			}
+		}
+		return nil
+	})
+}
+
+// change is what a router's kernel says about the route of an address: its next hops with their weights, none if the
+// route is gone.
+type change struct {
+	at   time.Time
+	addr netip.Addr
+	hops map[netip.Addr]int
+}
+
+// table follows the routes in a router's kernel.
+type table struct {
+	mu      sync.Mutex
+	changes []change
+	stop    func()
+}
+
+var (
+	hopVia    = regexp.MustCompile(`via (?:inet )?([0-9.]+)`)
+	hopWeight = regexp.MustCompile(`weight ([0-9]+)`)
+)
+
+// parseChange reads a line of ip -o monitor route; false if it is about something else than an address's route.
+func parseChange(line string) (c change, ok bool) {
+	fields := strings.Fields(line)
+	gone := len(fields) > 0 && fields[0] == "Deleted"
+	if gone {
+		fields = fields[1:]
+	}
+	if len(fields) == 0 {
+		return c, false
+	}
+	var err error
+	if c.addr, err = netip.ParseAddr(fields[0]); err != nil {
+		return c, false
+	}
+	c.hops = map[netip.Addr]int{}
+	if gone {
+		return c, true
+	}
+	// Each next hop begins with "via", and may have a weight.
+	at := hopVia.FindAllStringSubmatchIndex(line, -1)
+	for i, m := range at {
+		hop, err := netip.ParseAddr(line[m[2]:m[3]])
+		if err != nil {
+			return c, false
+		}
+		end := len(line)
+		if i+1 < len(at) {
+			end = at[i+1][0]
+		}
+		weight := 1
+		if w := hopWeight.FindStringSubmatch(line[m[1]:end]); w != nil {
+			weight, _ = strconv.Atoi(w[1])
+		}
+		c.hops[hop] = weight
+	}
+	return c, true
+}
+
+// watch follows the routes of a router until stop is called.
+func (b *bench) watch(r *lab.Router) (*table, error) {
+	t := &table{}
+	cmd := exec.Command("ip", "-4", "-o", "monitor", "route")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.In(r.Name, cmd.Start); err != nil {
+		return nil, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			now := time.Now()
+			if c, ok := parseChange(lines.Text()); ok {
+				c.at = now
+				t.mu.Lock()
+				t.changes = append(t.changes, c)
+				t.mu.Unlock()
+			}
+		}
+	}()
+	t.stop = func() {
+		_ = cmd.Process.Kill()
+		<-done
+		_ = cmd.Wait()
+	}
+	return t, nil
+}
+
+// watchAll follows both routers.
+func (b *bench) watchAll(ctx context.Context) (tables []*table, stop func(), err error) {
+	stop = func() {
+		for _, t := range tables {
+			t.stop()
+		}
+	}
+	for _, r := range b.Routers() {
+		t, err := b.watch(r)
+		if err != nil {
+			stop()
+			return nil, nil, err
+		}
+		tables = append(tables, t)
+	}
+	pause(ctx, 500*time.Millisecond) // there is no sign of a monitor's being ready
+	return tables, stop, nil
+}
+
+// last waits until in every table the route of an address became as is says, after start; it returns when the last one did.
+func (b *bench) last(ctx context.Context, tables []*table, addr netip.Addr, start time.Time, is func(map[netip.Addr]int) bool) (at time.Time, err error) {
+	limit, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	for _, t := range tables {
+		for found := false; !found; {
+			var state []change
+			t.mu.Lock()
+			for _, c := range t.changes {
+				if c.addr == addr && c.at.After(start) {
+					state = append(state, c)
+				}
+			}
+			t.mu.Unlock()
+			for _, c := range state {
+				if is(c.hops) {
+					found = true
+					if c.at.After(at) {
+						at = c.at
+					}
+					break
+				}
+			}
+			if limit.Err() != nil {
+				return at, fmt.Errorf("the route of %s did not become what it should; changes: %v", addr, state)
+			}
+			pause(limit, time.Millisecond)
+		}
+	}
+	return at, nil
+}
+
+// slice writes the EndpointSlice of a Service without a selector: these pods, ready or not.
+func (b *bench) slice(ctx context.Context, service string, ready bool, pods ...*lab.Pod) error {
+	s := &discoveryv1.EndpointSlice{
+		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: service + "-bench", Labels: map[string]string{
+			discoveryv1.LabelServiceName: service, discoveryv1.LabelManagedBy: "bench",
+		}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To("echo"), Port: ptr.To[int32](8080), Protocol: ptr.To(corev1.ProtocolUDP)}},
+	}
+	for _, p := range pods {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{p.IPv4.String()}, NodeName: ptr.To(p.Spec.Node),
+			Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(ready), Serving: ptr.To(ready), Terminating: ptr.To(false)},
+		})
+	}
+	err := b.Client().Create(ctx, s)
+	if err != nil {
+		s.ResourceVersion = ""
+		err = b.Client().Update(ctx, s)
+	}
+	return err
+}
+
+// followed changes an EndpointSlice and waits for the routers.
+func followed(ctx context.Context, b *bench) error {
+	// FRR's part: bgpd lets a change rest for 50 ms and zebra for 10 ms before the kernel's table changes.
+	note := "from before the request to the API server; FRR holds changes for 60 ms before the kernel has them"
+	var sent, route [2]*figure
+	for i, what := range []string{"gone", "present"} {
+		sent[i] = b.figure(figure{name: "EndpointSlice change → UPDATE of every node at both routers: " + what, want: "p50 30 ms, p99 150 ms", unit: "ms", p50: 30, p99: 150})
+		route[i] = b.figure(figure{name: "EndpointSlice change → route in both routers' kernels: " + what, want: "p99 150 ms", unit: "ms", p99: 150, note: note})
+	}
+	if err := b.peers(ctx, true, ""); err != nil {
+		return err
+	}
+	const name = "followed"
+	addr, err := b.service(ctx, name, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.remove(context.WithoutCancel(ctx), name) }()
+	pod := b.pods["node1"]
+	if err := b.slice(ctx, name, true, pod); err != nil {
+		return err
+	}
+	if err := b.hops(ctx, name, b.Nodes()...); err != nil {
+		return err
+	}
+	tables, stop, err := b.watchAll(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	var taps []*tap
+	for _, r := range b.Routers() {
+		t, err := b.tap(r.Name, addr)
+		if err != nil {
+			return err
+		}
+		defer t.close()
+		taps = append(taps, t)
+	}
+	return b.each(ctx, 5*b.trials, func(int) error {
+		for hops, ready := range []bool{false, true} { // the first of the nodes is enough for the route to be there
+			pause(ctx, anyTime()/2)
+			start := time.Now()
+			if err := b.slice(ctx, name, ready, pod); err != nil {
+				return err
+			}
+			at, err := b.last(ctx, tables, addr, start, func(h map[netip.Addr]int) bool { return min(1, len(h)) == hops })
+			if err != nil {
+				return err
+			}
+			route[hops].took(at.Sub(start))
+			if at, err = lastUpdate(taps, len(b.Nodes()), start); err != nil {
+				return err
+			}
+			sent[hops].took(at.Sub(start))
+		}
+		return b.hops(ctx, name, b.Nodes()...)
+	})
+}
+
+// tap listens to the UPDATEs about an address that a router receives.
+type tap struct {
+	conn   *packet.Conn
+	closed atomic.Bool
+	done   chan struct{}
+
+	mu   sync.Mutex
+	seen []update
+}
+
+type update struct {
+	at   time.Time
+	from netip.Addr
+}
+
+func (b *bench) tap(router string, addr netip.Addr) (*tap, error) {
+	t := &tap{done: make(chan struct{})}
+	err := b.In(router, func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err == nil {
+			t.conn, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_IP, nil)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("BGP on %s: %w", router, err)
+	}
+	go func() {
+		defer close(t.done)
+		for frame := make([]byte, 9000); ; {
+			n, _, err := t.conn.ReadFrom(frame)
+			now := time.Now()
+			if t.closed.Load() {
+				return
+			}
+			if err != nil {
+				continue
+			}
+			if from, ok := updates(frame[:n], addr); ok {
+				t.mu.Lock()
+				t.seen = append(t.seen, update{now, from})
+				t.mu.Unlock()
+			}
+		}
+	}()
+	return t, nil
+}
+
+func (t *tap) close() {
+	t.closed.Store(true)
+	_ = t.conn.Close()
+	<-t.done
+}
+
+// updates says whether a frame carries an UPDATE of a BGP session that names an address as a prefix, and from whom. It
+// takes TCP segments to begin with a message.
+func updates(frame []byte, addr netip.Addr) (from netip.Addr, ok bool) {
+	const ethernet, header, port, typeUpdate = 14, 20, 179, 2
+	if len(frame) < ethernet+header || frame[ethernet]>>4 != 4 || frame[ethernet+9] != unix.IPPROTO_TCP {
+		return from, false
+	}
+	segment := frame[ethernet+int(frame[ethernet]&15)*4:]
+	if len(segment) < header || binary.BigEndian.Uint16(segment) != port && binary.BigEndian.Uint16(segment[2:]) != port {
+		return from, false
+	}
+	message := segment[min(len(segment), int(segment[12]>>4)*4):]
+	prefix := append([]byte{32}, addr.AsSlice()...)
+	for len(message) > 19 {
+		length := int(binary.BigEndian.Uint16(message[16:]))
+		if length < 19 || length > len(message) {
+			break
+		}
+		if message[18] == typeUpdate && bytes.Contains(message[:length], prefix) {
+			return netip.AddrFrom4([4]byte(frame[ethernet+12 : ethernet+16])), true
+		}
+		message = message[length:]
+	}
+	return from, false
+}
+
+// lastUpdate is when every tap had heard of every node after start.
+func lastUpdate(taps []*tap, nodes int, start time.Time) (last time.Time, err error) {
+	for _, t := range taps {
+		first := map[netip.Addr]time.Time{}
+		t.mu.Lock()
+		for _, u := range t.seen {
+			if _, ok := first[u.from]; !ok && u.at.After(start) {
+				first[u.from] = u.at
+			}
+		}
+		t.mu.Unlock()
+		if len(first) != nodes {
+			return last, fmt.Errorf("UPDATEs of %d nodes were seen, want %d", len(first), nodes)
+		}
+		for _, at := range first {
+			if at.After(last) {
+				last = at
+			}
+		}
+	}
+	return last, nil
+}
+
+// cutRouted pulls the cable of a node that has no pod, with BFD on both sides.
+func cutRouted(bfd, want string, most float64) func(context.Context, *bench) error {
+	return func(ctx context.Context, b *bench) error {
+		f := b.figure(figure{name: "node's link cut, BFD 3 × " + strings.TrimPrefix(bfd, "bfd") + " ms: first to last lost", want: want, unit: "ms", max: most})
+		if err := b.peers(ctx, true, bfd); err != nil {
+			return err
+		}
+		addr, err := b.address(ctx, atNode1)
+		if err != nil {
+			return err
+		}
+		return b.each(ctx, b.trials, func(i int) error {
+			if err := b.answered(ctx, "outside", addr); err != nil {
+				return err
+			}
+			node := b.Nodes()[1+i%2]
+			stop := b.stream(ctx, "outside", addr)
+			pause(ctx, anyTime())
+			err := b.CutLink(node)
+			pause(ctx, 1500*time.Millisecond)
+			replies := stop()[0]
+			f.took(lab.Outage(replies))
+			f.counted(replies)
+			if restored := b.RestoreLink(node); err == nil {
+				err = restored
+			}
+			if err == nil {
+				err = b.routed(ctx, true)
+			}
+			pause(ctx, time.Second)
+			return err
+		})
+	}
+}
+
+// frozen stops a speaker without ending it.
+func frozen(ctx context.Context, b *bench) error {
+	f := b.figure(figure{name: "frozen speaker (SIGSTOP), BFD 3 × 100 ms: out of both routers", want: "max 450 ms", unit: "ms", max: 450})
+	lost := b.lossless("the same, requests lost")
+	if err := b.peers(ctx, true, "bfd100"); err != nil {
+		return err
+	}
+	addr, err := b.address(ctx, atNode1)
+	if err != nil {
+		return err
+	}
+	tables, stop, err := b.watchAll(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	return b.each(ctx, b.trials, func(i int) error {
+		node := b.Nodes()[1+i%2]
+		err := b.during(ctx, lost, "outside", []netip.Addr{addr}, func() error {
+			start := time.Now()
+			b.clarion.Speakers[node].Signal(unix.SIGSTOP)
+			defer b.clarion.Speakers[node].Signal(unix.SIGCONT)
+			at, err := b.last(ctx, tables, addr, start, func(h map[netip.Addr]int) bool { return len(h) > 0 && h[b.Host(node).IPv4] == 0 })
+			if err != nil {
+				return err
+			}
+			f.took(at.Sub(start))
+			pause(ctx, 500*time.Millisecond)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		pause(ctx, time.Second)
+		return b.routed(ctx, true)
+	})
+}
+
+// fresh waits until no router has a route of a node only because it is restarting.
+func (b *bench) fresh(ctx context.Context) error {
+	addr, err := b.address(ctx, everywhere)
+	if err != nil {
+		return err
+	}
+	return b.eventually(ctx, func() error {
+		for _, r := range b.Routers() {
+			paths, err := r.BGPPaths(ctx, netip.PrefixFrom(addr, 32))
+			if err != nil {
+				return err
+			}
+			if len(paths) != len(b.Nodes()) || slices.ContainsFunc(paths, func(p lab.BGPPath) bool { return p.Stale }) {
+				return fmt.Errorf("%s: paths of %s: %v", r.Name, addr, paths)
+			}
+		}
+		return nil
+	})
+}
+
+func rolledRouted(graceful bool) func(context.Context, *bench) error {
+	return func(ctx context.Context, b *bench) error {
+		// Without graceful restart the only node of a Local Service is away for a moment: nobody can serve then.
+		how, services, others := "graceful restart", []string{everywhere, atNode1, atNode1Local}, "a Local Service of one endpoint"
+		if !graceful {
+			how, services, others = "GRACEFUL_SHUTDOWN", []string{everywhere, atNode1, everyLocal}, "a Local Service with endpoints on all nodes"
+		}
+		f := b.lossless("rolling restart of all speakers, " + how)
+		f.note = "Cluster Services and " + others
+		if err := b.peers(ctx, graceful, ""); err != nil {
+			return err
+		}
+		var addrs []netip.Addr
+		for _, s := range services {
+			addr, err := b.address(ctx, s)
+			if err == nil {
+				err = b.answered(ctx, "outside", addr)
+			}
+			if err != nil {
+				return err
+			}
+			addrs = append(addrs, addr)
+		}
+		return b.each(ctx, max(3, b.trials/2), func(int) error {
+			return b.during(ctx, f, "outside", addrs, func() error {
+				for _, n := range b.Nodes() {
+					if err := b.clarion.Speakers[n].Stop(); err != nil {
+						return err
+					}
+					if err := b.clarion.Speakers[n].Restart(); err != nil {
+						return err
+					}
+					if err := b.routed(ctx, false); err != nil {
+						return err
+					}
+					if err := b.fresh(ctx); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// drainedRouted drains a node until its routes are gone, and no longer.
+func drainedRouted(ctx context.Context, b *bench) error {
+	if err := b.peers(ctx, true, ""); err != nil {
+		return err
+	}
+	figures := map[string]*figure{everywhere: b.lossless("node drained, Cluster"), everyLocal: b.lossless("node drained, Local")}
+	var addrs []netip.Addr
+	names := slices.Sorted(maps.Keys(figures))
+	for _, s := range names {
+		addr, err := b.address(ctx, s)
+		if err == nil {
+			err = b.answered(ctx, "outside", addr)
+		}
+		if err != nil {
+			return err
+		}
+		addrs = append(addrs, addr)
+	}
+	return b.each(ctx, max(3, b.trials/2), func(i int) error {
+		node := b.Nodes()[i%len(b.Nodes())]
+		stop := b.stream(ctx, "outside", addrs...)
+		pause(ctx, anyTime())
+		err := b.drain(ctx, node, true)
+		for _, name := range names {
+			if err == nil {
+				err = b.hops(ctx, name, b.others(node)...)
+			}
+		}
+		pause(ctx, drainTime+500*time.Millisecond)
+		if ended := b.drain(ctx, node, false); err == nil {
+			err = ended
+		}
+		for _, name := range names {
+			if err == nil {
+				err = b.hops(ctx, name, b.Nodes()...)
+			}
+		}
+		pause(ctx, 500*time.Millisecond)
+		for j, replies := range stop() {
+			figures[names[j]].counted(replies)
+			figures[names[j]].add(float64(len(lab.Lost(replies))))
+		}
+		return err
+	})
+}
+
+// weighted has 1, 3 and 6 endpoints on three nodes.
+func weighted(ctx context.Context, b *bench) error {
+	share := b.figure(figure{name: "1/3/6 endpoints, weighted: distance from 10/30/60 % of 2,000 flows", want: "max 4 points", unit: "points", max: 4})
+	again := b.figure(figure{name: "endpoints change → weights changed in both routers", want: "max 1000 ms", unit: "ms", max: 1000})
+	const flows = 2000
+	if err := b.peers(ctx, true, ""); err != nil {
+		return err
+	}
+	nodes := b.Nodes()
+	var pods []*lab.Pod
+	for i, n := range []int{1, 3, 6} {
+		for j := range n {
+			p := b.pods[nodes[i]]
+			if j > 0 {
+				var err error
+				if p, err = b.RunPod(ctx, lab.PodSpec{Name: fmt.Sprintf("weight-%s-%d", nodes[i], j), Node: nodes[i]}); err != nil {
+					return err
+				}
+				defer func() { _ = p.Delete(context.WithoutCancel(ctx)) }()
+			}
+			pods = append(pods, p)
+		}
+	}
+	const name = "weighted"
+	addr, err := b.service(ctx, name, nil, func(svc *corev1.Service) { pool("weighted")(svc); local(svc) })
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.remove(context.WithoutCancel(ctx), name) }()
+	tables, stop, err := b.watchAll(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	// reach sets the endpoints and waits until the routers' weights are as those of the nodes, in percent.
+	reach := func(f *figure, want [3]int, pods ...*lab.Pod) error {
+		start := time.Now()
+		if err := b.slice(ctx, name, true, pods...); err != nil {
+			return err
+		}
+		at, err := b.last(ctx, tables, addr, start, func(h map[netip.Addr]int) bool {
+			sum := 0
+			for _, w := range h {
+				sum += w
+			}
+			for i, n := range nodes {
+				if sum == 0 {
+					return false
+				}
+				if off := 100*h[b.Host(n).IPv4]/sum - want[i]; off < -4 || off > 4 {
+					return false
+				}
+			}
+			return true
+		})
+		if err == nil && f != nil {
+			f.took(at.Sub(start))
+		}
+		return err
+	}
+	even := []*lab.Pod{pods[0], pods[1], pods[4]}
+	if err := reach(nil, [3]int{10, 30, 60}, pods...); err != nil {
+		return err
+	}
+	if err := b.answered(ctx, "outside", addr); err != nil {
+		return err
+	}
+	err = b.each(ctx, min(5, b.trials), func(int) error {
+		replies := b.UDP(ctx, "outside", target(addr), flows)
+		share.counted(replies)
+		counts := lab.CountNodes(replies)
+		worst := 0.0
+		for i, want := range []float64{10, 30, 60} {
+			got := 100 * float64(counts[nodes[i]]) / flows
+			worst = max(worst, got-want, want-got)
+		}
+		share.add(worst)
+		share.note = fmt.Sprintf("last: %d/%d/%d flows", counts[nodes[0]], counts[nodes[1]], counts[nodes[2]])
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return b.each(ctx, b.trials, func(i int) error {
+		pause(ctx, time.Second+anyTime())
+		if i%2 == 0 {
+			return reach(again, [3]int{33, 33, 33}, even...)
+		}
+		return reach(again, [3]int{10, 30, 60}, pods...)
+	})
+}
+
+// interop runs a benchmark of test/interop, which needs no cluster, and takes its figures over.
+func interop(name string, figures map[string]figure) func(context.Context, *bench) error {
+	return func(ctx context.Context, b *bench) error {
+		made := map[string]*figure{}
+		for _, unit := range slices.Sorted(maps.Keys(figures)) {
+			made[unit] = b.figure(figures[unit])
+		}
+		cmd := exec.CommandContext(ctx, "go", "test", "-run=^$", "-bench=^"+name, "-benchtime=1x", "-count="+strconv.Itoa(max(1, b.trials/4)), "github.com/clarionlb/clarion/test/interop")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
+		}
+		for line := range strings.Lines(string(out)) {
+			fields := strings.Fields(line)
+			for i := 3; i < len(fields) && strings.HasPrefix(line, "Benchmark"); i += 2 {
+				if f := made[fields[i]]; f != nil {
+					v, err := strconv.ParseFloat(fields[i-1], 64)
+					if err != nil {
+						return err
+					}
+					f.add(v)
+				}
+			}
+		}
+		return nil
+	}
+}
