@@ -341,7 +341,9 @@ func (r *reconciler) decideLayer2() bool {
 	var holders map[netip.Addr]bool
 	for _, addr := range plan.OwnedBy(r.node) {
 		p := add(addr, false)
-		switch {
+		switch old, had := r.duties[addr]; {
+		case had && !old.Standby:
+			p.Probe = old.Probe // goes on as it was begun
 		case !r.known[addr]:
 			p.Probe = r.acd
 		case r.anyDead(p.before):

@@ -453,6 +453,8 @@ func TestTakeover(t *testing.T) {
 			w.want("said to be dead, and not heard", addr+" probes {3 30ms}", "")
 			w.set(svc("web", "198.51.100.1"))
 			w.want("an address that nobody has announced before", "198.51.100.1 probes {3 200ms}", "")
+			w.set(svc("other", "198.51.100.2"))
+			w.want("another event does not cut the search short", "198.51.100.1 probes {3 200ms}", "")
 			return
 		}
 	}

@@ -30,16 +30,20 @@ func (w *world) dialer(from string, to ...string) func(ctx context.Context, netw
 	}
 }
 
-// refused wants an attempt to connect to be refused, not merely lost.
+// refused wants attempts to connect to be refused, not merely lost.
 func (w *world) refused(t *testing.T, from, address string) {
 	t.Helper()
-	c, err := w.Dial(timeout(t, time.Second), from, "tcp", address)
-	if err == nil {
-		c.Close()
-	}
-	if !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("%s to %s: error %v, want connection refused", from, address, err)
-	}
+	eventually(t, func() error {
+		c, err := w.Dial(timeout(t, time.Second), from, "tcp", address)
+		if err == nil {
+			c.Close()
+			t.Fatalf("%s to %s: a connection, want it to be refused", from, address)
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("%s to %s: error %w, want connection refused", from, address, err)
+		}
+		return nil
+	})
 }
 
 // capture has tcpdump watch a host's eth0 until the test ends. The function returns the packets so far.
