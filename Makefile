@@ -62,7 +62,11 @@ crd: ## every rule of the CRDs and every manifest, against a real kube-apiserver
 
 .PHONY: e2e
 e2e: ## end to end: a real Kubernetes in network namespaces, with routers and clients
-	go test -p 1 -count=1 -timeout 40m ./test/e2e/...
+	go test -count=1 -timeout 30m ./test/e2e
+
+.PHONY: ways
+ways: deps ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both modes of kube-proxy (3 minutes more)
+	go test -count=1 -timeout 40m ./test/e2e/ways
 
 .PHONY: bench
 bench: deps ## figures of allocation, in the lab; and Go benchmarks
