@@ -278,6 +278,10 @@ func TestContested(t *testing.T) {
 		{"by one that takes its fellows for strangers, having lost them", map[string]v1beta1.SpeakerStatus{
 			"a": {Members: all[:1], Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[1:]}, "c": {Members: all[1:]},
 		}, "map[]"},
+		{"by a fellow that the one that heard it did not know yet", map[string]v1beta1.SpeakerStatus{
+			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all},
+			"c": {Members: all, HardwareAddresses: []string{"02:00:00:00:00:99"}},
+		}, "map[]"},
 		{"of an address that another answers for", map[string]v1beta1.SpeakerStatus{
 			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("192.0.2.2", true)}},
 			"b": {Members: all, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}}}, "c": {Members: all},

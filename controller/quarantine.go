@@ -17,16 +17,23 @@ import (
 // could not announce them for the first time.
 //
 // An address that any speaker answers for, or did when it wrote last, has been announced: whoever claims it came later,
-// or is a fellow that the reporting speaker does not know, having lost touch with it. Services keep such addresses.
+// or is a fellow that the reporting speaker does not know, having lost touch with it. Services keep such addresses. Nor
+// is a node a stranger, though another one may not know it yet.
 func contested(speakers map[string]*v1beta1.Speaker) map[netip.Addr]string {
 	alive, out := fellows(speakers), map[netip.Addr]string{}
+	nodes := map[string]bool{} // by hardware address
+	for _, sp := range speakers {
+		for _, mac := range sp.Status.HardwareAddresses {
+			nodes[mac] = true
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(speakers)) {
 		if _, ok := alive[name]; !ok {
 			continue
 		}
 		for _, c := range speakers[name].Status.Conflicts {
 			addr, err := netip.ParseAddr(c.Address)
-			if _, known := out[addr]; err == nil && c.BeforeUse && !known {
+			if _, known := out[addr]; err == nil && c.BeforeUse && !known && !nodes[c.HardwareAddress] {
 				out[addr] = fmt.Sprintf("%s (heard on %s of node %s)", c.HardwareAddress, c.Interface, name)
 			}
 		}
@@ -77,7 +84,7 @@ func listed(ctx context.Context, live client.Reader) (map[netip.Addr]string, err
 // sameReports says whether two statuses of a speaker are alike in what contested reads, but for the addresses that it
 // answers for: those change often, and alone never make an address contested.
 func sameReports(a, b *v1beta1.Speaker) bool {
-	return slices.Equal(a.Status.Members, b.Status.Members) && slices.EqualFunc(a.Status.Conflicts, b.Status.Conflicts, sameConflict)
+	return slices.Equal(a.Status.Members, b.Status.Members) && slices.Equal(a.Status.HardwareAddresses, b.Status.HardwareAddresses) && slices.EqualFunc(a.Status.Conflicts, b.Status.Conflicts, sameConflict)
 }
 
 func sameConflict(a, b v1beta1.AddressConflict) bool {

@@ -118,8 +118,18 @@ func (s *status) write(ctx context.Context) error {
 	return nil
 }
 
+// strangerAge is how long a claim to an address that was never announced must have stood before it is reported: the
+// controller then takes the address from its Service. Speakers that start together know each other by then.
+const strangerAge = time.Second
+
 // wanted is the status as it should be, and what is known of the node, nil if nothing is.
 func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
+	young := false // there is a claim that is too young to be reported
+	defer func() {
+		if young {
+			time.AfterFunc(strangerAge, s.poke)
+		}
+	}()
 	view := s.members()
 	out := v1beta1.SpeakerStatus{Version: s.version, Members: make([]string, 0, len(view.Members))}
 	for _, m := range view.Members {
@@ -137,6 +147,10 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, a := range s.layer2.Status().Addresses {
 		achieved[a.Addr] = a.Interfaces
 		for _, c := range a.Conflicts {
+			if c.Before && time.Since(c.Since) < strangerAge {
+				young = true
+				continue
+			}
 			out.Conflicts = append(out.Conflicts, v1beta1.AddressConflict{
 				Address: a.Addr.String(), HardwareAddress: c.MAC.String(), Interface: c.Interface, BeforeUse: c.Before, Since: metav1.NewTime(c.Since.Truncate(time.Second)),
 			})
