@@ -361,7 +361,7 @@ func TestAllocation(t *testing.T) {
 	a.wants("next", "Allocated", []string{"203.0.113.6"})
 	// The API server drops the class with the type; the address is free all the same.
 	a.update("classy", func(s *corev1.Service) { s.Spec.Type, s.Spec.LoadBalancerClass = corev1.ServiceTypeClusterIP, nil })
-	a.service("next2", nil)
+	a.service("next2", func(s *corev1.Service) { s.Annotations[v1beta1.AnnotationAddresses] = "203.0.113.2" })
 	a.wants("next2", "Allocated", []string{"203.0.113.2"})
 }
 
