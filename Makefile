@@ -32,7 +32,7 @@ clean: ## remove what was built here
 ##@ Test
 
 .PHONY: test
-test: deps lint generated unit crd e2e ## everything; what must pass before a commit
+test: deps lint generated unit crd e2e ways ## everything; what must pass before a commit
 
 .PHONY: deps
 deps: ## install the Debian packages that tests and the lab need (as root; says what is missing otherwise)
@@ -65,8 +65,8 @@ e2e: ## end to end: a real Kubernetes in network namespaces, with routers and cl
 	go test -count=1 -timeout 30m ./test/e2e
 
 .PHONY: ways
-ways: deps ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both modes of kube-proxy (3 minutes more)
-	go test -count=1 -timeout 40m ./test/e2e/ways
+ways: ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both modes of kube-proxy
+	go test -count=1 -timeout 30m ./test/e2e/ways
 
 .PHONY: bench
 bench: deps ## figures of allocation, in the lab; and Go benchmarks

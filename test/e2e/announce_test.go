@@ -10,21 +10,19 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/test/e2e/world"
 	"github.com/clarionlb/clarion/test/lab"
 )
-
-var targetPort = intstr.FromInt32(8080)
 
 // owner waits until exactly one host of the LAN answers for an address, and returns it.
 func owner(t *testing.T, addr netip.Addr, not string) string {
 	t.Helper()
 	var who []string
-	eventually(t, func() (err error) {
+	world.Eventually(t, func() (err error) {
 		who, err = cluster.WhoHas("client", addr, 300*time.Millisecond)
 		if err == nil && (len(who) != 1 || who[0] == not) {
 			err = fmt.Errorf("%s is answered by %v, want one node other than %q", addr, who, not)
@@ -36,16 +34,16 @@ func owner(t *testing.T, addr netip.Addr, not string) string {
 
 // A client on the LAN asks by ARP, gets one answer, and is served; when that node's link is cut, another node answers.
 func TestLayer2(t *testing.T) {
-	svc := service(t, "lan-web", nil)
-	addr := addresses(t, svc, 1)[0]
+	svc := cluster.Service(t, "lan-web", nil)
+	addr := cluster.Addresses(t, svc, 1)[0]
 	url := fmt.Sprintf("http://%s/", addr)
 	first := owner(t, addr, "")
 	if out, err := cluster.Exec(t.Context(), "client", "arping", "-c", "3", "-w", "3", "-I", "eth0", addr.String()); err != nil || !strings.Contains(out, "Received 3 response") {
 		t.Errorf("arping: %v\n%s", err, out)
 	}
-	reachable(t, "client", url)
-	answered(t, "HTTP", cluster.HTTP(t.Context(), "client", url, 50))
-	answered(t, "UDP", cluster.UDP(t.Context(), "client", netip.AddrPortFrom(addr, 7).String(), 50))
+	cluster.Reachable(t, "client", url)
+	world.Answered(t, "HTTP", cluster.HTTP(t.Context(), "client", url, 50))
+	world.Answered(t, "UDP", cluster.UDP(t.Context(), "client", netip.AddrPortFrom(addr, 7).String(), 50))
 
 	if err := cluster.CutLink(first); err != nil {
 		t.Fatal(err)
@@ -62,12 +60,12 @@ func TestLayer2(t *testing.T) {
 	defer restore()
 	second := owner(t, addr, first)
 	// The dead node's pods are still among the endpoints, until its Node is known to be dead: some requests meet them.
-	eventually(t, func() error { return cluster.HTTP(t.Context(), "client", url, 1)[0].Err })
+	world.Eventually(t, func() error { return cluster.HTTP(t.Context(), "client", url, 1)[0].Err })
 	t.Logf("%s answered first, %s after its link was cut", first, second)
 	restore()
 	// One owner again when the node is back, and everything is served.
 	owner(t, addr, "")
-	eventually(t, func() error {
+	world.Eventually(t, func() error {
 		if lost := lab.Lost(cluster.HTTP(t.Context(), "client", url, 30)); len(lost) > 0 {
 			return lost[0].Err
 		}
@@ -77,17 +75,17 @@ func TestLayer2(t *testing.T) {
 
 // A client behind the routers is spread by ECMP over every node.
 func TestBGPSpreadsFlowsOverAllNodes(t *testing.T) {
-	svc := service(t, "routed-web", func(svc *corev1.Service) {
+	svc := cluster.Service(t, "routed-web", func(svc *corev1.Service) {
 		routed(svc)
 		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 	})
-	addr := addresses(t, svc, 1)[0]
-	nextHops(t, host(addr), cluster.Nodes()...)
+	addr := cluster.Addresses(t, svc, 1)[0]
+	cluster.NextHops(t, world.Alone(addr), cluster.Nodes()...)
 	url := fmt.Sprintf("http://%s/", addr)
-	reachable(t, "outside", url)
+	cluster.Reachable(t, "outside", url)
 	const n = 900
 	replies := cluster.HTTP(t.Context(), "outside", url, n)
-	answered(t, "HTTP", replies)
+	world.Answered(t, "HTTP", replies)
 	counts := lab.CountNodes(replies)
 	for _, node := range cluster.Nodes() {
 		share := 100 * float64(counts[node]) / n
@@ -102,15 +100,15 @@ func TestBGPSpreadsFlowsOverAllNodes(t *testing.T) {
 // the pod sees a node.
 func TestExternalTrafficPolicy(t *testing.T) {
 	nodes := cluster.Nodes()
-	svc := service(t, "policy", func(svc *corev1.Service) {
+	svc := cluster.Service(t, "policy", func(svc *corev1.Service) {
 		routed(svc)
 		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		svc.Spec.Selector["node"] = nodes[1]
 	})
-	addr := addresses(t, svc, 1)[0]
+	addr := cluster.Addresses(t, svc, 1)[0]
 	url := fmt.Sprintf("http://%s/", addr)
-	nextHops(t, host(addr), nodes[1])
-	reachable(t, "outside", url)
+	cluster.NextHops(t, world.Alone(addr), nodes[1])
+	cluster.Reachable(t, "outside", url)
 	outside := cluster.Host("outside").IPv4
 	for _, r := range cluster.HTTP(t.Context(), "outside", url, 20) {
 		if r.Err != nil || r.Client.Addr() != outside || r.Node != nodes[1] {
@@ -123,8 +121,8 @@ func TestExternalTrafficPolicy(t *testing.T) {
 	if err := cluster.Client().Patch(t.Context(), svc, patch); err != nil {
 		t.Fatal(err)
 	}
-	nextHops(t, host(addr), nodes...)
-	eventually(t, func() error {
+	cluster.NextHops(t, world.Alone(addr), nodes...)
+	world.Eventually(t, func() error {
 		for _, r := range cluster.HTTP(t.Context(), "outside", url, 20) {
 			if r.Err != nil {
 				return r.Err
@@ -148,29 +146,29 @@ func TestNoReadyEndpointNoRoute(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	svc := service(t, "lonely", func(svc *corev1.Service) {
+	svc := cluster.Service(t, "lonely", func(svc *corev1.Service) {
 		routed(svc)
 		svc.Spec.Selector = map[string]string{"app": "lonely"}
 	})
-	prefix := host(addresses(t, svc, 1)[0])
-	nextHops(t, prefix, cluster.Nodes()...)
+	prefix := world.Alone(cluster.Addresses(t, svc, 1)[0])
+	cluster.NextHops(t, prefix, cluster.Nodes()...)
 	if err := pod.SetReady(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	nextHops(t, prefix)
-	condition(t, svc, func() []metav1.Condition { return svc.Status.Conditions }, v1beta1.ConditionAnnounced, metav1.ConditionFalse, "no ready endpoint")
+	cluster.NextHops(t, prefix)
+	cluster.Condition(t, svc, func() []metav1.Condition { return svc.Status.Conditions }, v1beta1.ConditionAnnounced, metav1.ConditionFalse, "no ready endpoint")
 	if err := pod.SetReady(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
-	nextHops(t, prefix, cluster.Nodes()...)
+	cluster.NextHops(t, prefix, cluster.Nodes()...)
 }
 
 // The ClusterIP range is routed to all nodes, and a ClusterIP is reached from outside.
 func TestClusterIPRange(t *testing.T) {
 	for _, p := range []string{"10.96.0.0/16", "fd00:96::/112"} {
-		nextHops(t, netip.MustParsePrefix(p), cluster.Nodes()...)
+		cluster.NextHops(t, netip.MustParsePrefix(p), cluster.Nodes()...)
 	}
-	svc := service(t, "inner", func(svc *corev1.Service) {
+	svc := cluster.Service(t, "inner", func(svc *corev1.Service) {
 		svc.Spec.Type = corev1.ServiceTypeClusterIP
 		svc.Spec.IPFamilyPolicy = ptr.To(corev1.IPFamilyPolicyRequireDualStack)
 	})
@@ -179,9 +177,9 @@ func TestClusterIPRange(t *testing.T) {
 	}
 	for _, ip := range svc.Spec.ClusterIPs {
 		url := fmt.Sprintf("http://%s/", netip.AddrPortFrom(netip.MustParseAddr(ip), 80))
-		reachable(t, "outside", url)
+		cluster.Reachable(t, "outside", url)
 		replies := cluster.HTTP(t.Context(), "outside", url, 60)
-		answered(t, url, replies)
+		world.Answered(t, url, replies)
 		if c := lab.CountNodes(replies); len(c) != len(cluster.Nodes()) {
 			t.Errorf("%s: answers per node %v, want some from each", url, c)
 		}
@@ -191,38 +189,38 @@ func TestClusterIPRange(t *testing.T) {
 // Two Services of two pools, one of them dual-stack, one IPv6 only, are reached over every address; a deleted one is gone
 // from the routers while the others stay.
 func TestPoolsAndFamilies(t *testing.T) {
-	dual := service(t, "dual", func(svc *corev1.Service) {
+	dual := cluster.Service(t, "dual", func(svc *corev1.Service) {
 		routed(svc)
 		svc.Spec.IPFamilyPolicy = ptr.To(corev1.IPFamilyPolicyRequireDualStack)
 	})
-	six := service(t, "six", func(svc *corev1.Service) {
+	six := cluster.Service(t, "six", func(svc *corev1.Service) {
 		svc.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol}
 	})
-	both := addresses(t, dual, 2)
+	both := cluster.Addresses(t, dual, 2)
 	if !both[0].Is4() || !both[1].Is6() {
 		t.Errorf("addresses %v, want IPv4 first as in ipFamilies", both)
 	}
-	onLAN := addresses(t, six, 1)[0]
+	onLAN := cluster.Addresses(t, six, 1)[0]
 	if !netip.MustParsePrefix("2001:db8::200/120").Contains(onLAN) {
 		t.Errorf("the IPv6 Service got %s, want one of the LAN pool", onLAN)
 	}
 	for _, a := range both {
-		nextHops(t, host(a), cluster.Nodes()...)
+		cluster.NextHops(t, world.Alone(a), cluster.Nodes()...)
 		url := fmt.Sprintf("http://%s/", netip.AddrPortFrom(a, 80))
-		reachable(t, "outside", url)
-		answered(t, url, cluster.HTTP(t.Context(), "outside", url, 60))
+		cluster.Reachable(t, "outside", url)
+		world.Answered(t, url, cluster.HTTP(t.Context(), "outside", url, 60))
 	}
 	owner(t, onLAN, "")
 	url := fmt.Sprintf("http://%s/", netip.AddrPortFrom(onLAN, 80))
-	reachable(t, "client", url)
-	answered(t, url, cluster.HTTP(t.Context(), "client", url, 30))
+	cluster.Reachable(t, "client", url)
+	world.Answered(t, url, cluster.HTTP(t.Context(), "client", url, 30))
 
 	if err := cluster.Client().Delete(t.Context(), dual); err != nil {
 		t.Fatal(err)
 	}
 	deleted := time.Now()
 	for _, a := range both {
-		nextHops(t, host(a))
+		cluster.NextHops(t, world.Alone(a))
 	}
 	t.Logf("withdrawn %v after the deletion", time.Since(deleted).Round(time.Millisecond))
 	owner(t, onLAN, "")

@@ -13,6 +13,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/test/e2e/world"
 	"github.com/clarionlb/clarion/test/lab"
 )
 
@@ -35,7 +36,7 @@ spec: {ipAddressPools: [contested], interfaces: [eth0]}
 func strangerHas(t *testing.T, addrs ...netip.Addr) (gone func()) {
 	t.Helper()
 	command := func(verb string, a netip.Addr) []string {
-		c := []string{"ip", "address", verb, host(a).String(), "dev", "eth0"}
+		c := []string{"ip", "address", verb, world.Alone(a).String(), "dev", "eth0"}
 		if verb == "add" && a.Is6() {
 			c = append(c, "nodad")
 		}
@@ -77,37 +78,37 @@ func TestStrangersAddress(t *testing.T) {
 	})
 
 	start := time.Now()
-	web := service(t, "contested", func(svc *corev1.Service) {
+	web := cluster.Service(t, "contested", func(svc *corev1.Service) {
 		svc.Annotations = map[string]string{v1beta1.AnnotationAddressPool: "contested"}
 		svc.Spec.IPFamilyPolicy = ptr.To(corev1.IPFamilyPolicyRequireDualStack)
 	})
 	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "contested"}}
 	want, quarantined := []netip.Addr{taken4.Next(), taken6.Next()}, []string{taken4.String(), taken6.String()}
-	eventually(t, func() error {
-		if err := get(t.Context(), web); err != nil {
+	world.Eventually(t, func() error {
+		if err := cluster.Get(t.Context(), web); err != nil {
 			return err
 		}
-		if err := get(t.Context(), pool); err != nil {
+		if err := cluster.Get(t.Context(), pool); err != nil {
 			return err
 		}
-		if !slices.Equal(ingress(web), want) || !slices.Equal(pool.Status.Quarantined, quarantined) {
+		if !slices.Equal(world.Ingress(web), want) || !slices.Equal(pool.Status.Quarantined, quarantined) {
 			return fmt.Errorf("the Service has %v, want %v; in quarantine are %v, want %v; conditions:%s",
-				ingress(web), want, pool.Status.Quarantined, quarantined, conditions(web.Status.Conditions))
+				world.Ingress(web), want, pool.Status.Quarantined, quarantined, world.Conditions(web.Status.Conditions))
 		}
 		return nil
 	})
 	t.Logf("the Service had other addresses %s after it was made", time.Since(start).Round(time.Millisecond))
 	for _, addr := range want {
 		owner(t, addr, "client")
-		reachable(t, "client", fmt.Sprintf("http://%s/", netip.AddrPortFrom(addr, 80)))
+		cluster.Reachable(t, "client", fmt.Sprintf("http://%s/", netip.AddrPortFrom(addr, 80)))
 	}
 
-	asks := service(t, "asks-contested", func(svc *corev1.Service) {
+	asks := cluster.Service(t, "asks-contested", func(svc *corev1.Service) {
 		svc.Annotations = map[string]string{v1beta1.AnnotationAddresses: asked.String()}
 	})
-	condition(t, asks, func() []metav1.Condition { return asks.Status.Conditions }, v1beta1.ConditionAnnounced, metav1.ConditionFalse,
+	cluster.Condition(t, asks, func() []metav1.Condition { return asks.Status.Conditions }, v1beta1.ConditionAnnounced, metav1.ConditionFalse,
 		"AddressConflict", cluster.Host("client").MAC.String())
-	if has := ingress(asks); !slices.Equal(has, []netip.Addr{asked}) {
+	if has := world.Ingress(asks); !slices.Equal(has, []netip.Addr{asked}) {
 		t.Errorf("the Service that asks for %s has %v", asked, has)
 	}
 
@@ -123,5 +124,5 @@ func TestStrangersAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reachable(t, "client", fmt.Sprintf("http://%s/", asked))
+	cluster.Reachable(t, "client", fmt.Sprintf("http://%s/", asked))
 }

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/test/e2e/world"
 	"github.com/clarionlb/clarion/test/lab"
 )
 
@@ -48,11 +49,11 @@ spec: {ipAddressPools: [no-such-pool]}
 
 // A bad object gets a condition that names what is wrong, and everything else goes on working.
 func TestBadObjectsDisableOnlyThemselves(t *testing.T) {
-	before := service(t, "before-bad", routed)
-	addr := addresses(t, before, 1)[0]
-	nextHops(t, host(addr), cluster.Nodes()...)
+	before := cluster.Service(t, "before-bad", routed)
+	addr := cluster.Addresses(t, before, 1)[0]
+	cluster.NextHops(t, world.Alone(addr), cluster.Nodes()...)
 	url := fmt.Sprintf("http://%s/", addr)
-	reachable(t, "outside", url)
+	cluster.Reachable(t, "outside", url)
 
 	if err := cluster.Apply(t.Context(), bad); err != nil {
 		t.Fatal(err)
@@ -64,24 +65,24 @@ func TestBadObjectsDisableOnlyThemselves(t *testing.T) {
 	}()
 
 	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "overlapping"}}
-	condition(t, pool, func() []metav1.Condition { return pool.Status.Conditions }, v1beta1.ConditionConflict, metav1.ConditionTrue, "lan", "192.0.2.240-192.0.2.250")
+	cluster.Condition(t, pool, func() []metav1.Condition { return pool.Status.Conditions }, v1beta1.ConditionConflict, metav1.ConditionTrue, "lan", "192.0.2.240-192.0.2.250")
 	ad := &v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "unknown-community"}}
-	condition(t, ad, func() []metav1.Condition { return ad.Status.Conditions }, v1beta1.ConditionReady, metav1.ConditionFalse, "spec.communities[0]", "nobody-defined-this")
+	cluster.Condition(t, ad, func() []metav1.Condition { return ad.Status.Conditions }, v1beta1.ConditionReady, metav1.ConditionFalse, "spec.communities[0]", "nobody-defined-this")
 	peer := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "unreachable"}}
-	condition(t, peer, func() []metav1.Condition { return peer.Status.Conditions }, v1beta1.ConditionEstablished, metav1.ConditionFalse, "0 of 3")
+	cluster.Condition(t, peer, func() []metav1.Condition { return peer.Status.Conditions }, v1beta1.ConditionEstablished, metav1.ConditionFalse, "0 of 3")
 	secret := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "no-secret"}}
-	condition(t, secret, func() []metav1.Condition { return secret.Status.Conditions }, v1beta1.ConditionReady, metav1.ConditionFalse, "spec.passwordSecret", "clarion-system/missing")
+	cluster.Condition(t, secret, func() []metav1.Condition { return secret.Status.Conditions }, v1beta1.ConditionReady, metav1.ConditionFalse, "spec.passwordSecret", "clarion-system/missing")
 	l2 := &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "unknown-pool"}}
-	condition(t, l2, func() []metav1.Condition { return l2.Status.Conditions }, v1beta1.ConditionReady, metav1.ConditionFalse, "spec.ipAddressPools", "no-such-pool")
+	cluster.Condition(t, l2, func() []metav1.Condition { return l2.Status.Conditions }, v1beta1.ConditionReady, metav1.ConditionFalse, "spec.ipAddressPools", "no-such-pool")
 
 	// What there was goes on, and what is new works beside the bad objects.
-	answered(t, "the Service of before", cluster.HTTP(t.Context(), "outside", url, 50))
-	after := service(t, "after-bad", routed)
-	nextHops(t, host(addresses(t, after, 1)[0]), cluster.Nodes()...)
-	lan := service(t, "lan-after-bad", nil)
-	owner(t, addresses(t, lan, 1)[0], "")
+	world.Answered(t, "the Service of before", cluster.HTTP(t.Context(), "outside", url, 50))
+	after := cluster.Service(t, "after-bad", routed)
+	cluster.NextHops(t, world.Alone(cluster.Addresses(t, after, 1)[0]), cluster.Nodes()...)
+	lan := cluster.Service(t, "lan-after-bad", nil)
+	owner(t, cluster.Addresses(t, lan, 1)[0], "")
 	good := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "router1"}}
-	condition(t, good, func() []metav1.Condition { return good.Status.Conditions }, v1beta1.ConditionEstablished, metav1.ConditionTrue, "3 of 3")
+	cluster.Condition(t, good, func() []metav1.Condition { return good.Status.Conditions }, v1beta1.ConditionEstablished, metav1.ConditionTrue, "3 of 3")
 }
 
 // assigned is every Service and its addresses.
@@ -94,7 +95,7 @@ func assigned(t *testing.T) map[string]string {
 	out := map[string]string{}
 	for i := range list.Items {
 		if svc := &list.Items[i]; svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-			out[svc.Name] = fmt.Sprint(ingress(svc))
+			out[svc.Name] = fmt.Sprint(world.Ingress(svc))
 		}
 	}
 	return out
@@ -103,24 +104,24 @@ func assigned(t *testing.T) map[string]string {
 // A controller that was killed and starts again moves no address, and goes on where it was.
 func TestControllerRestart(t *testing.T) {
 	for i := range 5 {
-		svc := service(t, fmt.Sprintf("keep-%d", i), nil)
+		svc := cluster.Service(t, fmt.Sprintf("keep-%d", i), nil)
 		if i == 2 { // leaves a hole below the addresses of the others
-			addresses(t, svc, 1)
+			cluster.Addresses(t, svc, 1)
 			if err := cluster.Client().Delete(t.Context(), svc); err != nil {
 				t.Fatal(err)
 			}
 			continue
 		}
-		addresses(t, svc, 1)
+		cluster.Addresses(t, svc, 1)
 	}
 	before := assigned(t)
-	clarion.Controller.Kill()
+	cluster.Clarion.Controller.Kill()
 	// Made while there is no controller: it must not get what another has.
-	late := service(t, "a-late-one", nil)
-	if err := clarion.Controller.Restart(); err != nil {
+	late := cluster.Service(t, "a-late-one", nil)
+	if err := cluster.Clarion.Controller.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	addr := addresses(t, late, 1)[0]
+	addr := cluster.Addresses(t, late, 1)[0]
 	after := assigned(t)
 	delete(after, "a-late-one")
 	if !maps.Equal(before, after) {
@@ -133,19 +134,19 @@ func TestControllerRestart(t *testing.T) {
 
 // While speakers restart, one after the other, the client behind the routers loses nothing, and no address changes.
 func TestSpeakerRestart(t *testing.T) {
-	lan := service(t, "lan-restart", nil)
-	lanAddr := addresses(t, lan, 1)[0]
-	svc := service(t, "restart", routed)
-	addr := addresses(t, svc, 1)[0]
-	nextHops(t, host(addr), cluster.Nodes()...)
+	lan := cluster.Service(t, "lan-restart", nil)
+	lanAddr := cluster.Addresses(t, lan, 1)[0]
+	svc := cluster.Service(t, "restart", routed)
+	addr := cluster.Addresses(t, svc, 1)[0]
+	cluster.NextHops(t, world.Alone(addr), cluster.Nodes()...)
 	url := fmt.Sprintf("http://%s/", addr)
-	reachable(t, "outside", url)
+	cluster.Reachable(t, "outside", url)
 	owner(t, lanAddr, "")
 	before := assigned(t)
 
 	stream := cluster.StreamHTTP(t.Context(), "outside", url, 5*time.Millisecond)
 	for _, node := range cluster.Nodes() {
-		sp := clarion.Speakers[node]
+		sp := cluster.Clarion.Speakers[node]
 		if err := sp.Stop(); err != nil {
 			t.Errorf("%s: %v", node, err)
 		}
@@ -158,20 +159,20 @@ func TestSpeakerRestart(t *testing.T) {
 	if len(replies) < 50 {
 		t.Fatalf("only %d requests were made", len(replies))
 	}
-	answered(t, fmt.Sprintf("while %d speakers restarted", len(cluster.Nodes())), replies)
+	world.Answered(t, fmt.Sprintf("while %d speakers restarted", len(cluster.Nodes())), replies)
 	t.Logf("%d requests, %d lost", len(replies), len(lab.Lost(replies)))
 	if after := assigned(t); !maps.Equal(before, after) {
 		t.Errorf("addresses moved:\n%v\n%v", before, after)
 	}
 	owner(t, lanAddr, "")
-	nextHops(t, host(addr), cluster.Nodes()...)
+	cluster.NextHops(t, world.Alone(addr), cluster.Nodes()...)
 }
 
 // established waits until both routers have a live session with a node, and none of its routes is a stale one.
 func established(t *testing.T, node string) {
 	t.Helper()
 	at := cluster.Host(node).IPv4
-	eventually(t, func() error {
+	world.Eventually(t, func() error {
 		for _, r := range cluster.Routers() {
 			peers, err := r.BGPPeers(t.Context())
 			if err != nil {
@@ -198,21 +199,21 @@ func established(t *testing.T, node string) {
 // what only it can serve stays announced. Without the annotation everything is as before.
 func TestDrain(t *testing.T) {
 	nodes := cluster.Nodes()
-	svc := service(t, "drained", routed)
-	only := service(t, "only-there", func(svc *corev1.Service) {
+	svc := cluster.Service(t, "drained", routed)
+	only := cluster.Service(t, "only-there", func(svc *corev1.Service) {
 		routed(svc)
 		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		svc.Spec.Selector["node"] = nodes[0]
 	})
-	prefix, onlyPrefix := host(addresses(t, svc, 1)[0]), host(addresses(t, only, 1)[0])
-	nextHops(t, prefix, nodes...)
-	nextHops(t, onlyPrefix, nodes[0])
-	lan := service(t, "lan-drained", nil)
-	lanAddr := addresses(t, lan, 1)[0]
+	prefix, onlyPrefix := world.Alone(cluster.Addresses(t, svc, 1)[0]), world.Alone(cluster.Addresses(t, only, 1)[0])
+	cluster.NextHops(t, prefix, nodes...)
+	cluster.NextHops(t, onlyPrefix, nodes[0])
+	lan := cluster.Service(t, "lan-drained", nil)
+	lanAddr := cluster.Addresses(t, lan, 1)[0]
 	urls := map[string]string{fmt.Sprintf("http://%s/", prefix.Addr()): "outside", fmt.Sprintf("http://%s/", onlyPrefix.Addr()): "outside", fmt.Sprintf("http://%s/", lanAddr): "client"}
 	var streams []*lab.Stream
 	for url, from := range urls {
-		reachable(t, from, url)
+		cluster.Reachable(t, from, url)
 		streams = append(streams, cluster.StreamHTTP(t.Context(), from, url, 10*time.Millisecond))
 	}
 
@@ -226,8 +227,8 @@ func TestDrain(t *testing.T) {
 	}
 	annotate("true")
 	defer annotate("false")
-	nextHops(t, prefix, nodes[1:]...)
-	eventually(t, func() error {
+	cluster.NextHops(t, prefix, nodes[1:]...)
+	world.Eventually(t, func() error {
 		for _, r := range cluster.Routers() {
 			paths, err := r.BGPPaths(t.Context(), prefix)
 			if err != nil {
@@ -239,12 +240,12 @@ func TestDrain(t *testing.T) {
 		}
 		return nil
 	})
-	nextHops(t, onlyPrefix, nodes[0])
+	cluster.NextHops(t, onlyPrefix, nodes[0])
 	owner(t, lanAddr, nodes[0])
 
 	annotate("false")
-	nextHops(t, prefix, nodes...)
+	cluster.NextHops(t, prefix, nodes...)
 	for _, s := range streams {
-		answered(t, "while a node was drained", s.Stop())
+		world.Answered(t, "while a node was drained", s.Stop())
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/test/e2e/world"
 	"github.com/clarionlb/clarion/test/lab"
 )
 
@@ -20,7 +21,7 @@ import (
 const drain = 3 * time.Second
 
 // While things change no request fails that could have been served.
-func testChange(t *testing.T, w *world) {
+func testChange(t *testing.T, w *way) {
 	t.Run("Scale", testScale(w))
 	t.Run("Rollout/Cluster", testRollout(w, corev1.ServiceExternalTrafficPolicyCluster))
 	t.Run("Rollout/Local", testRollout(w, corev1.ServiceExternalTrafficPolicyLocal))
@@ -44,13 +45,13 @@ func terminate(t *testing.T, pods ...*lab.Pod) {
 }
 
 // 0, 1, 10, 1 and 0 endpoints.
-func testScale(w *world) func(*testing.T) {
+func testScale(w *way) func(*testing.T) {
 	return func(t *testing.T) {
 		label := map[string]string{"app": "scaled"}
 		svc := w.service(t, "scaled", func(svc *corev1.Service) { svc.Spec.Selector = label })
 		addrs := w.addresses(t, svc)
 		for _, a := range addrs {
-			w.nextHops(t, host(a)) // no endpoint: nothing to announce
+			w.NextHops(t, world.Alone(a)) // no endpoint: nothing to announce
 		}
 		nodes := w.Nodes()
 		n := 0
@@ -60,7 +61,7 @@ func testScale(w *world) func(*testing.T) {
 		}
 		first := run()
 		for _, a := range addrs {
-			w.nextHops(t, host(a), nodes...)
+			w.NextHops(t, world.Alone(a), nodes...)
 		}
 		w.steady(t, "outside", []string{url(addrs[0]), url(addrs[1])}, func() {
 			var more []*lab.Pod
@@ -68,7 +69,7 @@ func testScale(w *world) func(*testing.T) {
 				more = append(more, run())
 			}
 			for _, a := range addrs {
-				eventually(t, func() error {
+				world.Eventually(t, func() error {
 					if got := lab.CountServers(w.HTTP(t.Context(), "outside", url(a), 100)); len(got) != 10 {
 						return fmt.Errorf("%s: %d pods answer, want 10: %v", a, len(got), got)
 					}
@@ -79,13 +80,13 @@ func testScale(w *world) func(*testing.T) {
 		})
 		terminate(t, first)
 		for _, a := range addrs {
-			w.nextHops(t, host(a))
+			w.NextHops(t, world.Alone(a))
 		}
 	}
 }
 
 // A rolling update: each pod is replaced by one on another node, which becomes ready before the old one is told to end.
-func testRollout(w *world, policy corev1.ServiceExternalTrafficPolicy) func(*testing.T) {
+func testRollout(w *way, policy corev1.ServiceExternalTrafficPolicy) func(*testing.T) {
 	return func(t *testing.T) {
 		label := map[string]string{"app": "rolled"}
 		nodes := w.Nodes()
@@ -95,7 +96,7 @@ func testRollout(w *world, policy corev1.ServiceExternalTrafficPolicy) func(*tes
 		var old []*lab.Pod
 		for i := range 2 {
 			old = append(old, run(1, i))
-			must(t, old[i].SetReady(t.Context(), true))
+			world.Must(t, old[i].SetReady(t.Context(), true))
 		}
 		svc := w.service(t, "rolled", func(svc *corev1.Service) {
 			svc.Spec.Selector, svc.Spec.ExternalTrafficPolicy = label, policy
@@ -113,7 +114,7 @@ func testRollout(w *world, policy corev1.ServiceExternalTrafficPolicy) func(*tes
 				on = slices.Compact(on)
 			}
 			for _, a := range addrs {
-				w.nextHops(t, host(a), on...)
+				w.NextHops(t, world.Alone(a), on...)
 			}
 		}
 		serving(old...)
@@ -125,7 +126,7 @@ func testRollout(w *world, policy corev1.ServiceExternalTrafficPolicy) func(*tes
 			var current []*lab.Pod
 			for i := range old {
 				next := run(2, i)
-				must(t, next.SetReady(t.Context(), true))
+				world.Must(t, next.SetReady(t.Context(), true))
 				current = append(current, next)
 				terminate(t, old[i])
 				serving(append(slices.Clone(current), old[i+1:]...)...)
@@ -135,7 +136,7 @@ func testRollout(w *world, policy corev1.ServiceExternalTrafficPolicy) func(*tes
 }
 
 // A Service's type changes from LoadBalancer to ClusterIP, to NodePort and back; its ClusterIP answers all the while.
-func testType(w *world) func(*testing.T) {
+func testType(w *way) func(*testing.T) {
 	return func(t *testing.T) {
 		svc := w.service(t, "typed", nil)
 		first := w.addresses(t, svc)
@@ -144,14 +145,14 @@ func testType(w *world) func(*testing.T) {
 			gone := func() {
 				t.Helper()
 				for _, a := range first {
-					w.nextHops(t, host(a))
+					w.NextHops(t, world.Alone(a))
 				}
-				eventually(t, func() error {
-					if err := w.get(t.Context(), svc); err != nil {
+				world.Eventually(t, func() error {
+					if err := w.Get(t.Context(), svc); err != nil {
 						return err
 					}
 					if len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 {
-						return fmt.Errorf("type %s: the status is still %v%s", svc.Spec.Type, svc.Status.LoadBalancer, conditions(svc.Status.Conditions))
+						return fmt.Errorf("type %s: the status is still %v%s", svc.Spec.Type, svc.Status.LoadBalancer, world.Conditions(svc.Status.Conditions))
 					}
 					return nil
 				})
@@ -161,32 +162,32 @@ func testType(w *world) func(*testing.T) {
 			w.change(t, svc, func(svc *corev1.Service) { svc.Spec.Type = corev1.ServiceTypeNodePort })
 			gone()
 			for _, node := range w.Nodes() {
-				w.reachable(t, "outside", "http://"+at(w.Host(node).IPv4, uint16(svc.Spec.Ports[0].NodePort))+"/")
+				w.Reachable(t, "outside", "http://"+at(w.Host(node).IPv4, uint16(svc.Spec.Ports[0].NodePort))+"/")
 			}
 			w.change(t, svc, func(svc *corev1.Service) { svc.Spec.Type = corev1.ServiceTypeLoadBalancer })
 			for _, a := range w.addresses(t, svc) {
-				w.nextHops(t, host(a), w.Nodes()...)
-				w.reachable(t, "outside", url(a))
+				w.NextHops(t, world.Alone(a), w.Nodes()...)
+				w.Reachable(t, "outside", url(a))
 			}
 		})
 	}
 }
 
 // Ports are added and removed; the one that stays answers all the while.
-func testPorts(w *world) func(*testing.T) {
+func testPorts(w *way) func(*testing.T) {
 	return func(t *testing.T) {
 		svc := w.service(t, "ported", nil)
 		addrs := w.addresses(t, svc)
 		w.steady(t, "outside", []string{url(addrs[0]), url(addrs[1])}, func() {
 			w.change(t, svc, func(svc *corev1.Service) {
-				svc.Spec.Ports[1] = corev1.ServicePort{Name: "alt", Port: 8080, TargetPort: targetPort}
+				svc.Spec.Ports[1] = corev1.ServicePort{Name: "alt", Port: 8080, TargetPort: world.TargetPort}
 			})
 			for _, a := range addrs {
-				w.reachable(t, "outside", "http://"+at(a, 8080)+"/")
+				w.Reachable(t, "outside", "http://"+at(a, 8080)+"/")
 			}
 			w.change(t, svc, func(svc *corev1.Service) { svc.Spec.Ports[1].Port = 8081 })
 			for _, a := range addrs {
-				w.reachable(t, "outside", "http://"+at(a, 8081)+"/")
+				w.Reachable(t, "outside", "http://"+at(a, 8081)+"/")
 			}
 			w.change(t, svc, func(svc *corev1.Service) { svc.Spec.Ports = svc.Spec.Ports[:1] })
 		})
@@ -205,21 +206,21 @@ spec: {addresses: [198.19.7.0/28, "2001:db8:f:7::/124"], autoAssign: false}
 `
 
 // allocated waits until a Service's condition Allocated says the words.
-func (w *world) allocated(t *testing.T, svc *corev1.Service, words string) {
+func (w *way) allocated(t *testing.T, svc *corev1.Service, words string) {
 	t.Helper()
-	eventually(t, func() error {
-		if err := w.get(t.Context(), svc); err != nil {
+	world.Eventually(t, func() error {
+		if err := w.Get(t.Context(), svc); err != nil {
 			return err
 		}
 		if c := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated); c == nil || !strings.Contains(c.Message, words) {
-			return fmt.Errorf("%s: the condition does not say %q:%s", svc.Name, words, conditions(svc.Status.Conditions))
+			return fmt.Errorf("%s: the condition does not say %q:%s", svc.Name, words, world.Conditions(svc.Status.Conditions))
 		}
 		return nil
 	})
 }
 
 // A pool is deleted and made again under another name: its Services keep their addresses and are served all the while.
-func testPoolRenamed(w *world) func(*testing.T) {
+func testPoolRenamed(w *way) func(*testing.T) {
 	return func(t *testing.T) {
 		before, after := fmt.Sprintf(renamed, "gold"), fmt.Sprintf(renamed, "golden")
 		w.apply(t, `
@@ -228,7 +229,7 @@ kind: BGPAdvertisement
 metadata: {name: gold}
 spec: {ipAddressPoolSelectors: [{matchLabels: {tier: gold}}]}
 `)
-		must(t, w.Apply(t.Context(), before))
+		world.Must(t, w.Apply(t.Context(), before))
 		t.Cleanup(func() {
 			for _, p := range []string{before, after} {
 				if err := w.Delete(context.Background(), p); err != nil {
@@ -242,13 +243,13 @@ spec: {ipAddressPoolSelectors: [{matchLabels: {tier: gold}}]}
 			t.Fatalf("the Service got %v", addrs)
 		}
 		w.steady(t, "outside", []string{url(addrs[0]), url(addrs[1])}, func() {
-			must(t, w.Delete(t.Context(), before))
+			world.Must(t, w.Delete(t.Context(), before))
 			w.allocated(t, svc, "in no pool")
-			must(t, w.Apply(t.Context(), after))
+			world.Must(t, w.Apply(t.Context(), after))
 			w.change(t, svc, func(svc *corev1.Service) { svc.Annotations[v1beta1.AnnotationAddressPool] = "golden" })
 			w.allocated(t, svc, "from pool golden")
 			for _, a := range addrs {
-				w.nextHops(t, host(a), w.Nodes()...)
+				w.NextHops(t, world.Alone(a), w.Nodes()...)
 			}
 		})
 		if got := w.addresses(t, svc); !slices.Equal(got, addrs) {

@@ -22,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/clarionlb/clarion/test/e2e/world"
 	"github.com/clarionlb/clarion/test/lab"
 )
 
@@ -50,26 +51,26 @@ func fetch(ctx context.Context, c *http.Client, url string) (a answer, err error
 }
 
 // client makes HTTP requests from a host, to one address if to is given, whatever the URL's host name is.
-func (w *world) client(from string, to ...string) *http.Client {
+func (w *way) client(from string, to ...string) *http.Client {
 	return &http.Client{Timeout: lab.RequestTimeout, Transport: &http.Transport{DisableKeepAlives: true, DialContext: w.dialer(from, to...)}}
 }
 
 // certificate makes a key with a certificate of its own for a host name, as files, and the pool that trusts it.
-func (w *world) certificate(t *testing.T, name string) (cert, key string, trust *x509.CertPool) {
+func (w *way) certificate(t *testing.T, name string) (cert, key string, trust *x509.CertPool) {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	world.Must(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
-	must(t, err)
+	world.Must(t, err)
 	keyDER, err := x509.MarshalECPrivateKey(k)
-	must(t, err)
+	world.Must(t, err)
 	cert, key = filepath.Join(w.Dir(), name+".crt"), filepath.Join(w.Dir(), name+".key")
-	must(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
-	must(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600))
+	world.Must(t, os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
+	world.Must(t, os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}), 0o600))
 	parsed, err := x509.ParseCertificate(der)
-	must(t, err)
+	world.Must(t, err)
 	trust = x509.NewCertPool()
 	trust.AddCert(parsed)
 	return cert, key, trust
@@ -96,7 +97,7 @@ const nginxRoutes = `
 
 // ingress runs nginx on two nodes behind a Service with policy Local, as an Ingress controller is run, in front of two
 // backends on the third.
-func (w *world) ingress(t *testing.T) (addrs []netip.Addr, trust *x509.CertPool) {
+func (w *way) ingress(t *testing.T) (addrs []netip.Addr, trust *x509.CertPool) {
 	t.Helper()
 	cert, key, trust := w.certificate(t, "shop.example")
 	for _, app := range []string{"shop", "blog"} {
@@ -109,27 +110,27 @@ func (w *world) ingress(t *testing.T) (addrs []netip.Addr, trust *x509.CertPool)
 	label := map[string]string{"app": "ingress"}
 	for _, node := range w.Nodes()[:2] {
 		command, err := w.Nginx(node, fmt.Sprintf(nginxRoutes, lab.DNSAddress4, cert, key))
-		must(t, err)
+		world.Must(t, err)
 		w.pod(t, lab.PodSpec{Name: "ingress-" + node, Node: node, Labels: label, Command: command})
 	}
 	svc := w.service(t, "ingress", func(svc *corev1.Service) {
 		local(svc)
 		svc.Spec.Selector = label
 		svc.Spec.Ports = []corev1.ServicePort{
-			{Name: "http", Port: 80, TargetPort: targetPort},
+			{Name: "http", Port: 80, TargetPort: world.TargetPort},
 			{Name: "https", Port: 443, TargetPort: intstr.FromInt32(8443)},
 		}
 	})
 	addrs = w.addresses(t, svc)
 	for _, a := range addrs {
-		w.nextHops(t, host(a), w.Nodes()[:2]...)
+		w.NextHops(t, world.Alone(a), w.Nodes()[:2]...)
 	}
 	return addrs, trust
 }
 
 // A proxy in pods behind an external address routes by host and path, gives its backends the client's address, and is the
 // end of the client's TLS session.
-func testIngress(t *testing.T, w *world) {
+func testIngress(t *testing.T, w *way) {
 	addrs, trust := w.ingress(t)
 	for _, a := range addrs {
 		secure := w.client("outside", at(a, 443))
@@ -144,8 +145,8 @@ func testIngress(t *testing.T, w *world) {
 			{secure, "https://shop.example/", "shop-1"},
 			{secure, "https://shop.example/blog/1", "blog-1"},
 		} {
-			want := of(w.Host("outside"), a).String()
-			eventually(t, func() error {
+			want := world.AddrOf(w.Host("outside"), a).String()
+			world.Eventually(t, func() error {
 				for range 10 { // by both nodes
 					got, err := fetch(t.Context(), c.client, c.url)
 					if err != nil || got.Server != c.server || got.Forwarded != want {
@@ -156,7 +157,7 @@ func testIngress(t *testing.T, w *world) {
 			})
 		}
 		res, err := plain.Get("http://elsewhere.example/")
-		must(t, err)
+		world.Must(t, err)
 		res.Body.Close()
 		if res.StatusCode != http.StatusNotFound {
 			t.Errorf("a host that nobody serves: %s", res.Status)
@@ -201,7 +202,7 @@ backend ingress
 
 // A load balancer that a site has already goes on working in front of the cluster: over node ports, and as a client of
 // addresses that Clarion announces.
-func testEquipment(t *testing.T, w *world) {
+func testEquipment(t *testing.T, w *way) {
 	label := map[string]string{"app": "shelf"}
 	var pods []*lab.Pod
 	for _, node := range w.Nodes() {
@@ -212,28 +213,28 @@ func testEquipment(t *testing.T, w *world) {
 	external := w.addresses(t, w.service(t, "behind-haproxy", nil))
 	addrs, trust := w.ingress(t)
 	p, err := w.HAProxy(t.Context(), "client", 8081, fmt.Sprintf(haproxyConfig, ports.Spec.HealthCheckNodePort, ports.Spec.Ports[0].NodePort, at(external[1], 80), at(addrs[0], 443)))
-	must(t, err)
+	world.Must(t, err)
 	t.Cleanup(p.Kill)
 
 	front := w.Host("client")
 	for _, a := range []netip.Addr{front.IPv4, front.IPv6} {
 		byNodePort := "http://" + at(a, 8081) + "/"
-		w.reachable(t, "outside", byNodePort)
+		w.Reachable(t, "outside", byNodePort)
 		replies := w.HTTP(t.Context(), "outside", byNodePort, 30)
-		answered(t, byNodePort, replies)
+		world.Answered(t, byNodePort, replies)
 		if got := lab.CountServers(replies); len(got) != 3 {
 			t.Errorf("%s: HAProxy used the pods %v, want all three", a, got)
 		}
 		for _, r := range replies {
-			if r.Err == nil && (w.HostOf(r.Client.Addr()) != "client" || r.Forwarded != of(w.Host("outside"), a).String()) {
-				t.Fatalf("%s saw %s, for the client %q; want HAProxy's host, for %s", r.Server, r.Client, r.Forwarded, of(w.Host("outside"), a))
+			if r.Err == nil && (w.HostOf(r.Client.Addr()) != "client" || r.Forwarded != world.AddrOf(w.Host("outside"), a).String()) {
+				t.Fatalf("%s saw %s, for the client %q; want HAProxy's host, for %s", r.Server, r.Client, r.Forwarded, world.AddrOf(w.Host("outside"), a))
 			}
 		}
-		w.reachable(t, "outside", "http://"+at(a, 8082)+"/")
+		w.Reachable(t, "outside", "http://"+at(a, 8082)+"/")
 
 		tlsClient := w.client("outside", at(a, 8443))
 		tlsClient.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: trust}
-		eventually(t, func() error {
+		world.Eventually(t, func() error {
 			got, err := fetch(t.Context(), tlsClient, "https://shop.example/")
 			if err == nil && got.Server != "shop-1" {
 				err = fmt.Errorf("%s answers, want shop-1", got.Server)
@@ -243,5 +244,5 @@ func testEquipment(t *testing.T, w *world) {
 	}
 
 	// A pod that terminates takes its node out of HAProxy's choice before it stops serving.
-	w.steady(t, "outside", []string{"http://" + at(front.IPv4, 8081) + "/"}, func() { must(t, pods[0].Terminate(t.Context())) })
+	w.steady(t, "outside", []string{"http://" + at(front.IPv4, 8081) + "/"}, func() { world.Must(t, pods[0].Terminate(t.Context())) })
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/clarionlb/clarion/test/e2e/world"
 )
 
 // timeout is the test's context for so long.
@@ -21,7 +23,7 @@ func timeout(t *testing.T, d time.Duration) context.Context {
 }
 
 // dialer opens connections from a host: to the address given, or to the one that is asked for.
-func (w *world) dialer(from string, to ...string) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func (w *way) dialer(from string, to ...string) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if len(to) > 0 {
 			addr = to[0]
@@ -31,9 +33,9 @@ func (w *world) dialer(from string, to ...string) func(ctx context.Context, netw
 }
 
 // refused wants attempts to connect to be refused, not merely lost.
-func (w *world) refused(t *testing.T, from, address string) {
+func (w *way) refused(t *testing.T, from, address string) {
 	t.Helper()
-	eventually(t, func() error {
+	world.Eventually(t, func() error {
 		c, err := w.Dial(timeout(t, time.Second), from, "tcp", address)
 		if err == nil {
 			c.Close()
@@ -47,17 +49,17 @@ func (w *world) refused(t *testing.T, from, address string) {
 }
 
 // capture has tcpdump watch a host's eth0 until the test ends. The function returns the packets so far.
-func (w *world) capture(t *testing.T, on, filter string) func() string {
+func (w *way) capture(t *testing.T, on, filter string) func() string {
 	t.Helper()
 	p, err := w.Start(on, fmt.Sprintf("tcpdump-%d", time.Now().UnixNano()), []string{"tcpdump", "-i", "eth0", "--immediate-mode", "-l", "-n", "-v", filter})
-	must(t, err)
+	world.Must(t, err)
 	t.Cleanup(p.Kill)
 	read := func() string {
 		b, err := os.ReadFile(p.Log())
-		must(t, err)
+		world.Must(t, err)
 		return string(b)
 	}
-	eventually(t, func() error {
+	world.Eventually(t, func() error {
 		if out := read(); !strings.Contains(out, "listening on") {
 			return fmt.Errorf("tcpdump on %s: %s", on, out)
 		}
