@@ -365,6 +365,41 @@ func TestAllocation(t *testing.T) {
 	a.wants("next2", "Allocated", []string{"203.0.113.2"})
 }
 
+// TestOtherClass: a Service whose class nobody serves, one with a typing error say, tells its user so, and is left alone
+// beside. One that its own controller has served says nothing.
+func TestOtherClass(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", nil, "203.0.113.0/29")
+	a.run("controller")
+	class := func(s *corev1.Service) { s.Spec.LoadBalancerClass = new("clarionlb.io/clarino") }
+	a.service("served", class)
+	served := a.get("served")
+	served.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.77"}}
+	a.ok(a.Status().Update(t.Context(), served))
+	a.service("typo", class)
+	typo := a.get("typo")
+	a.eventually(func() error {
+		var events eventsv1.EventList
+		a.ok(a.List(t.Context(), &events, client.InNamespace("default")))
+		found := false
+		for _, e := range events.Items {
+			switch {
+			case e.Regarding.UID == served.UID:
+				t.Fatalf("%s: %s", e.Reason, e.Note)
+			case e.Regarding.UID == typo.UID && e.Reason == "OtherClass" && strings.Contains(e.Note, `"clarionlb.io/clarino"`) && strings.Contains(e.Note, `"clarionlb.io/clarion"`):
+				found = true
+			}
+		}
+		if !found {
+			return errors.New("nobody told the user of the class")
+		}
+		return nil
+	})
+	if now := a.get("typo"); now.ResourceVersion != typo.ResourceVersion {
+		t.Errorf("the Service was written: %+v", now.Status)
+	}
+}
+
 func TestNotOurs(t *testing.T) {
 	a := newAPI(t)
 	a.pool("lan", nil, "203.0.113.0/29")

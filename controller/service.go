@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -68,6 +69,7 @@ type services struct {
 	versions map[key]string    // resourceVersion of each Service as this controller last read or wrote it itself
 	failures map[key]failure   // of the last write
 	born     map[key]time.Time // when a Service without addresses was first seen
+	told     map[key]types.UID // Services of another class whose users were told so
 }
 
 // failure is a status that could not be written.
@@ -82,7 +84,7 @@ func setupServices(mgr manager.Manager, defaultClass bool, holds func() bool, n 
 		client: mgr.GetClient(), live: mgr.GetAPIReader(), defaultClass: defaultClass, holds: holds, counters: n,
 		events: mgr.GetEventRecorder("clarion-controller"), log: log, changed: func() {},
 		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{},
-		born: map[key]time.Time{},
+		born: map[key]time.Time{}, told: map[key]types.UID{},
 	}
 	c, err := controller.New("services", mgr, controller.Options{
 		Reconciler:              s,
@@ -257,11 +259,18 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	err := s.client.Get(ctx, k, svc)
 	switch {
 	case apierrors.IsNotFound(err):
+		s.mu.Lock()
+		delete(s.told, k)
+		s.mu.Unlock()
 		return s.retry(ctx, k, s.gone(ctx, k))
 	case err != nil:
 		return reconcile.Result{}, err
 	case !ours(svc, s.defaultClass):
-		return s.retry(ctx, k, s.gone(ctx, k))
+		res, err := s.retry(ctx, k, s.gone(ctx, k))
+		if err == nil && res.RequeueAfter == 0 {
+			res.RequeueAfter = s.tellClass(svc)
+		}
+		return res, err
 	case svc.DeletionTimestamp != nil || foreign(svc):
 		return reconcile.Result{}, nil
 	}
@@ -343,7 +352,11 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 	switch news := moved || old == nil || old.Reason != next.Reason; {
 	case res.Notice != "":
 		log.Warn("address lost", "why", res.Notice)
-		s.event(svc, corev1.EventTypeWarning, "AddressLost", res.Notice+"; now "+next.Message)
+		text := next.Message
+		if !strings.Contains(text, res.Notice) {
+			text = res.Notice + "; now " + text
+		}
+		s.event(svc, corev1.EventTypeWarning, "AddressLost", text)
 	case !news:
 		log.Debug("status says it in other words")
 	case res.Satisfied():
@@ -400,6 +413,34 @@ func (s *services) patch(ctx context.Context, svc *corev1.Service, body map[stri
 		return err
 	}
 	return s.client.Status().Patch(ctx, svc, client.RawPatch(types.StrategicMergePatchType, b))
+}
+
+// otherClassAfter is how long another controller has to give a Service of its class an address before Clarion says that
+// the Service is not Clarion's.
+const otherClassAfter = 5 * time.Second
+
+// tellClass tells, once, the user of a Service that another controller should have given an address, and none has, that
+// Clarion will not. It returns how long to wait before it is time.
+func (s *services) tellClass(svc *corev1.Service) time.Duration {
+	k := client.ObjectKeyFromObject(svc)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch wait := time.Until(svc.CreationTimestamp.Add(otherClassAfter)); {
+	case len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || s.told[k] == svc.UID:
+		return 0
+	case wait > 0:
+		return wait
+	}
+	s.told[k] = svc.UID
+	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", v1beta1.LoadBalancerClass)
+	if class := svc.Spec.LoadBalancerClass; class != nil {
+		has = fmt.Sprintf("has the loadBalancerClass %q", *class)
+	}
+	if s.defaultClass {
+		serves += ", or Services without a class"
+	}
+	s.event(svc, corev1.EventTypeNormal, "OtherClass", "the Service "+has+" and no controller has given it an address; Clarion only serves the class "+serves)
+	return 0
 }
 
 // gone releases the addresses of a Service that is deleted or no longer asks for any, and takes back what was written
