@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/announce"
 )
@@ -93,6 +94,7 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 
 	var from, down, whys []string
 	advertised, trying := false, false // trying: it is too early to say why a session is down
+	weights := newWeights(view)
 	for _, node := range r.nodes {
 		d := view.ForBGP(node, addr, claims)
 		advertised = advertised || d.Advertised
@@ -106,6 +108,7 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 		up := slices.ContainsFunc(d.Exports, func(e announce.Export) bool { return sessions[e.Peer].State == "Established" })
 		if up {
 			from = append(from, node)
+			weights.add(view, node, d.Exports)
 			continue
 		}
 		for _, e := range d.Exports {
@@ -115,7 +118,7 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 		}
 	}
 	if len(from) > 0 {
-		how = append(how, "by BGP from "+few(from))
+		how = append(how, "by BGP from "+few(from)+weights.mixed())
 	}
 	if len(how) > 0 {
 		return strings.Join(how, " and "), "", ""
@@ -137,6 +140,50 @@ func announcedAddr(s *snapshot.Snapshot, r *reports, addr netip.Addr) (by, reaso
 		whys = append([]string{l2.Why}, whys...)
 	}
 	return "", reasonNoNode, few(whys)
+}
+
+// weights are the nodes that announce an address to a router and prefix without weight, and those that do with one.
+type weights map[string]*[2][]string
+
+// newWeights is nil where no BGPAdvertisement is weighted, and then there is nothing to say.
+func newWeights(view *announce.View) weights {
+	if !slices.ContainsFunc(view.Config.BGP, func(ad config.BGPAdvertisement) bool { return ad.Weighted }) {
+		return nil
+	}
+	return weights{}
+}
+
+func (w weights) add(view *announce.View, node string, exports []announce.Export) {
+	if w == nil {
+		return
+	}
+	for _, e := range exports {
+		router := e.Peer
+		for _, p := range view.Config.Peers {
+			if p.Name == e.Peer && p.Address.IsValid() { // two BGPPeers may be one router, for different nodes
+				router = netip.AddrPortFrom(p.Address, p.Port).String() + p.VRF
+			}
+		}
+		key := router + " " + e.Prefix.String()
+		if w[key] == nil {
+			w[key] = &[2][]string{}
+		}
+		with := 0
+		if e.Bandwidth > 0 {
+			with = 1
+		}
+		w[key][with] = append(w[key][with], node)
+	}
+}
+
+// mixed says that weights have no effect because some nodes send none; "" if there is no such prefix.
+func (w weights) mixed() string {
+	for _, key := range slices.Sorted(maps.Keys(w)) {
+		if nodes := w[key]; len(nodes[0]) > 0 && len(nodes[1]) > 0 {
+			return fmt.Sprintf(" (weighted in vain: %s announce it without a weight, for which routers ignore those of the others; have one weighted BGPAdvertisement select all the nodes)", few(nodes[0]))
+		}
+	}
+	return ""
 }
 
 func neighbourProtocol(a netip.Addr) string {

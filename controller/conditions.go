@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +41,7 @@ type conditions struct {
 	client   client.Client
 	cache    cache.Cache
 	holds    func() bool // whether this controller may write
+	counters *counters
 	events   events.EventRecorder
 	log      *slog.Logger
 	snapshot *snapshot.Snapshot
@@ -51,9 +53,9 @@ type conditions struct {
 }
 
 // setupConditions adds the writer to the manager. Its snapshot is kept on standbys too; only the leader writes.
-func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, log *slog.Logger) error {
+func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, n *counters, log *slog.Logger) error {
 	c := &conditions{
-		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, events: mgr.GetEventRecorder("clarion-controller"), log: log,
+		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, counters: n, events: mgr.GetEventRecorder("clarion-controller"), log: log,
 		snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
 		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
 	}
@@ -90,7 +92,7 @@ func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 	}
 	whole := old == nil || gone
 	if whole || old.Status.Gate != sp.Status.Gate || !slices.Equal(old.Status.Members, sp.Status.Members) || !slices.Equal(old.Status.Interfaces, sp.Status.Interfaces) {
-		c.snapshot.Fellows(fellows(c.speakers))
+		c.snapshot.Fellows(fellows(c.speakers, c.snapshot.NotReady))
 	}
 	if whole || !slices.EqualFunc(old.Status.Sessions, sp.Status.Sessions, sameSession) || !slices.Equal(old.Status.Problems, sp.Status.Problems) {
 		c.snapshot.MarkAll()
@@ -125,24 +127,19 @@ func reported(status *v1beta1.SpeakerStatus) map[string]string {
 	return out
 }
 
-// fellows are the nodes whose speakers are alive: those that more than half of the speakers, by what they last wrote,
-// know as members.
-func fellows(speakers map[string]*v1beta1.Speaker) map[string]snapshot.Fellow {
-	votes := map[string]int{}
-	for _, sp := range speakers {
-		for _, m := range sp.Status.Members {
-			votes[m]++
-		}
+// fellows are the nodes whose speakers are alive; see snapshot.Living.
+func fellows(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) map[string]snapshot.Fellow {
+	members := map[string][]string{}
+	for name, sp := range speakers {
+		members[name] = sp.Status.Members
 	}
 	out := map[string]snapshot.Fellow{}
-	for name, sp := range speakers {
-		if 2*votes[name] > len(speakers) {
-			fe := snapshot.Fellow{Gate: sp.Status.Gate}
-			for _, i := range sp.Status.Interfaces {
-				fe.Links = append(fe.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
-			}
-			out[name] = fe
+	for name := range snapshot.Living(members, notReady) {
+		fe := snapshot.Fellow{Gate: speakers[name].Status.Gate}
+		for _, i := range speakers[name].Status.Interfaces {
+			fe.Links = append(fe.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
 		}
+		out[name] = fe
 	}
 	return out
 }
@@ -200,11 +197,12 @@ func (c *conditions) write(ctx context.Context) (failed bool) {
 			continue
 		}
 		failed = true
-		level := slog.LevelWarn
-		if errors.Is(err, errNotLeader) {
-			level = slog.LevelDebug
+		level := slog.LevelDebug
+		if !errors.Is(err, errNotLeader) {
+			level = slog.LevelWarn
+			c.counters.writeErrors.WithLabelValues(kindOf(ch.object)).Inc()
 		}
-		c.log.Log(ctx, level, "cannot write conditions", "object", fmt.Sprintf("%T %s", ch.object, client.ObjectKeyFromObject(ch.object)), "error", err)
+		c.log.Log(ctx, level, "cannot write conditions", "object", kindOf(ch.object)+" "+client.ObjectKeyFromObject(ch.object).String(), "error", err)
 		if svc, ok := ch.object.(*corev1.Service); ok {
 			c.services[svc.Namespace+"/"+svc.Name] = true
 		} else {
@@ -216,11 +214,18 @@ func (c *conditions) write(ctx context.Context) (failed bool) {
 	return failed
 }
 
+// kindOf is the kind of an object of the cache, which has none written into it.
+func kindOf(o client.Object) string { return reflect.TypeOf(o).Elem().Name() }
+
 // changes are the statuses that are not what they should be.
 func (c *conditions) changes(ctx context.Context) ([]change, error) {
 	c.snapshot.Lock()
 	defer c.snapshot.Unlock()
 	dirty := c.snapshot.Changes()
+	if dirty.All { // perhaps a node is lost, or found again
+		c.snapshot.Fellows(fellows(c.speakers, c.snapshot.NotReady))
+		dirty.Services = append(dirty.Services, c.snapshot.Changes().Services...)
+	}
 	for _, key := range dirty.Services {
 		c.services[key] = true
 	}

@@ -299,7 +299,7 @@ func TestContested(t *testing.T) {
 			for name, status := range tt.speakers {
 				speakers[name] = &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: status}
 			}
-			if got := fmt.Sprint(contested(speakers)); got != tt.want {
+			if got := fmt.Sprint(contested(speakers, func(string) bool { return false })); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
@@ -320,8 +320,8 @@ func TestQuarantineEnds(t *testing.T) {
 			if got := s.quarantine(heard); got != again {
 				t.Errorf("%s: to be called again in %s, want %s", what, got, again)
 			}
-			if got := fmt.Sprint(s.quarantined("lan")); got != listed {
-				t.Errorf("%s: quarantined %s, want %s", what, got, listed)
+			if quarantined, _ := s.listing("lan"); fmt.Sprint(quarantined) != listed {
+				t.Errorf("%s: quarantined %s, want %s", what, quarantined, listed)
 			}
 			if told != news {
 				t.Errorf("%s: the pools were told %d times, want %d", what, told, news)

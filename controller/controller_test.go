@@ -330,21 +330,26 @@ func TestAllocation(t *testing.T) {
 		return nil
 	})
 
-	metrics := a.fetch("http://127.0.0.1:9120/metrics")
-	for _, want := range []string{
-		`clarion_pool_addresses{family="IPv4",pool="lan"} 8`,
-		`clarion_pool_addresses_assigned{family="IPv4",pool="lan"} 5`,
-		`clarion_pool_addresses_available{family="IPv4",pool="lan"} 3`,
-		`clarion_pool_addresses_assigned{family="IPv6",pool="lan"} 1`,
-		`clarion_allocations_total 5`,
-		`clarion_allocation_failures_total{reason="AddressInUse"} 1`,
-		`clarion_allocation_failures_total{reason="InvalidRequest"} 1`,
-		`clarion_allocation_seconds_count 5`,
-	} {
-		if !strings.Contains(metrics, want+"\n") {
-			t.Errorf("metrics lack %s", want)
+	a.eventually(func() error { // what others read from the cache may come a moment later
+		metrics := a.fetch("http://127.0.0.1:9120/metrics")
+		for _, want := range []string{
+			`clarion_pool_addresses{family="IPv4",pool="lan"} 8`,
+			`clarion_pool_addresses_assigned{family="IPv4",pool="lan"} 5`,
+			`clarion_pool_addresses_available{family="IPv4",pool="lan"} 3`,
+			`clarion_pool_addresses_assigned{family="IPv6",pool="lan"} 1`,
+			`clarion_allocations_total 5`,
+			`clarion_allocation_failures_total{reason="AddressInUse"} 1`,
+			`clarion_allocation_failures_total{reason="InvalidRequest"} 1`,
+			`clarion_allocation_duration_seconds_count 5`,
+			`clarion_services{condition="Allocated",reason="AddressInUse",status="False"} 1`,
+			`clarion_config_ready{kind="IPAddressPool",name="lan"} 1`,
+		} {
+			if !strings.Contains(metrics, want+"\n") {
+				return fmt.Errorf("metrics lack %s", want)
+			}
 		}
-	}
+		return nil
+	})
 
 	// What goes frees its addresses for those that wait.
 	a.ok(a.Delete(t.Context(), a.get("alias")))
@@ -435,6 +440,17 @@ func TestNotOurs(t *testing.T) {
 			t.Errorf("%s was written: %+v", n, a.get(n).Status)
 		}
 	}
+	theirs := a.get("theirs")
+	a.eventually(func() error {
+		var events eventsv1.EventList
+		a.ok(a.List(t.Context(), &events, client.InNamespace("default")))
+		for _, e := range events.Items {
+			if e.Regarding.UID == theirs.UID && e.Reason == "OtherController" && strings.Contains(e.Note, "192.0.2.77") {
+				return nil
+			}
+		}
+		return errors.New("nobody told the user why the Service is left alone")
+	})
 }
 
 func TestPoolConditions(t *testing.T) {
@@ -636,6 +652,45 @@ func TestRestart(t *testing.T) {
 		t.Errorf("the restart changed\n%v to\n%v", before, after)
 	}
 	a.ok(second.Stop())
+}
+
+// TestKept: what Services keep of a pool that was made smaller the pool's status lists, as long as they have it, and the
+// next controller knows it too.
+func TestKept(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", nil, "203.0.113.0/29")
+	first := a.run("controller")
+	a.service("web", nil)
+	a.wants("web", "Allocated", []string{"203.0.113.0"})
+	edit := func(f func(*v1beta1.IPAddressPoolSpec)) {
+		var o v1beta1.IPAddressPool
+		a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &o))
+		f(&o.Spec)
+		a.ok(a.Update(t.Context(), &o))
+	}
+	kept := func(want ...string) {
+		t.Helper()
+		a.eventually(func() error {
+			var o v1beta1.IPAddressPool
+			a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &o))
+			if !slices.Equal(o.Status.Kept, want) {
+				return fmt.Errorf("kept is %v, want %v", o.Status.Kept, want)
+			}
+			return nil
+		})
+	}
+	edit(func(s *v1beta1.IPAddressPoolSpec) { s.Addresses = []v1beta1.AddressRange{"203.0.113.4/30"} })
+	a.wants("web", "OutOfPool", []string{"203.0.113.0"})
+	kept("203.0.113.0")
+	a.ok(first.Stop())
+	a.run("controller")
+	a.service("next", nil)
+	a.wants("next", "Allocated", []string{"203.0.113.4"})
+	kept("203.0.113.0")
+	// The pool is still the one whose word counts.
+	edit(func(s *v1beta1.IPAddressPoolSpec) { s.OnShrink = v1beta1.ShrinkReallocate })
+	a.wants("web", "Allocated", []string{"203.0.113.5"})
+	kept()
 }
 
 // TestTwoControllers: one leads and the other waits; when the first is stopped in the middle of its work, killed or

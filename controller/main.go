@@ -174,14 +174,14 @@ func runOnce(ctx context.Context, o options, restConfig *rest.Config, identity s
 	if err != nil {
 		return false, fmt.Errorf("pools: %w", err)
 	}
-	unregister, err := setupMetrics(pools)
+	unregister, err := setupMetrics(pools, mgr.GetClient(), holds)
 	if err != nil {
 		return false, fmt.Errorf("metrics: %w", err)
 	}
 	defer unregister()
 	var synced atomic.Bool
 	err = errors.Join(
-		setupConditions(mgr, o.defaultClass, holds, log),
+		setupConditions(mgr, o.defaultClass, holds, n, log),
 		setupMembersKey(mgr, o.namespace, log),
 		mgr.AddHealthzCheck("alive", healthz.Ping),
 		mgr.AddReadyzCheck("caches", func(*http.Request) error {

@@ -230,9 +230,9 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, taken []use) v1b
 	status := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.Assigned[pool.IPv4], AssignedIPv6: u.Assigned[pool.IPv6],
 		AvailableIPv4: u.Available[pool.IPv4], AvailableIPv6: u.Available[pool.IPv6],
-		Quarantined: p.services.quarantined(o.Name),
-		Conditions:  slices.Clone(o.Status.Conditions),
+		Conditions: slices.Clone(o.Status.Conditions),
 	}
+	status.Quarantined, status.Kept = p.services.listing(o.Name)
 	ready := metav1.Condition{
 		Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonReady, Message: "in use as written",
 		ObservedGeneration: o.Generation,
@@ -285,7 +285,8 @@ func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1be
 	b, err := json.Marshal(map[string]any{"status": struct {
 		v1beta1.IPAddressPoolStatus
 		Quarantined []string `json:"quarantined"` // null where there is none: the patch removes the list
-	}{status, status.Quarantined}})
+		Kept        []string `json:"kept"`
+	}{status, status.Quarantined, status.Kept}})
 	if err != nil {
 		return err
 	}

@@ -8,9 +8,11 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
 // contested is the addresses that strangers on the local network use, and who they are, as the live speakers say that
@@ -19,8 +21,8 @@ import (
 // An address that any speaker answers for, or did when it wrote last, has been announced: whoever claims it came later,
 // or is a fellow that the reporting speaker does not know, having lost touch with it. Services keep such addresses. Nor
 // is a node a stranger, though another one may not know it yet.
-func contested(speakers map[string]*v1beta1.Speaker) map[netip.Addr]string {
-	alive, out := fellows(speakers), map[netip.Addr]string{}
+func contested(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) map[netip.Addr]string {
+	alive, out := fellows(speakers, notReady), map[netip.Addr]string{}
 	nodes := map[string]bool{} // by hardware address
 	for _, sp := range speakers {
 		for _, mac := range sp.Status.HardwareAddresses {
@@ -61,24 +63,37 @@ func heard(ctx context.Context, c client.Reader) (map[netip.Addr]string, error) 
 	for i := range list.Items {
 		speakers[list.Items[i].Name] = &list.Items[i]
 	}
-	return contested(speakers), nil
+	var nodes corev1.NodeList
+	if err := c.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list Nodes: %w", err)
+	}
+	return contested(speakers, func(node string) bool {
+		return slices.ContainsFunc(nodes.Items, func(n corev1.Node) bool { return n.Name == node && snapshot.NotReady(&n) })
+	}), nil
 }
 
-// listed is the addresses that were in quarantine when the controller before this one wrote last.
-func listed(ctx context.Context, live client.Reader) (map[netip.Addr]string, error) {
+// listed is the addresses that were in quarantine, and the pools of those that Services kept, when the controller before
+// this one wrote last.
+func listed(ctx context.Context, live client.Reader) (quarantined, kept map[netip.Addr]string, err error) {
 	var list v1beta1.IPAddressPoolList
 	if err := live.List(ctx, &list); err != nil {
-		return nil, fmt.Errorf("list IPAddressPools: %w", err)
+		return nil, nil, fmt.Errorf("list IPAddressPools: %w", err)
 	}
-	out := map[netip.Addr]string{}
+	quarantined, kept = map[netip.Addr]string{}, map[netip.Addr]string{}
 	for i := range list.Items {
-		for _, text := range list.Items[i].Status.Quarantined {
+		o := &list.Items[i]
+		for _, text := range o.Status.Quarantined {
 			if addr, err := netip.ParseAddr(text); err == nil {
-				out[addr] = ""
+				quarantined[addr] = ""
+			}
+		}
+		for _, text := range o.Status.Kept {
+			if addr, err := netip.ParseAddr(text); err == nil {
+				kept[addr] = o.Name
 			}
 		}
 	}
-	return out, nil
+	return quarantined, kept, nil
 }
 
 // sameReports says whether two statuses of a speaker are alike in what contested reads, but for the addresses that it
@@ -113,13 +128,16 @@ func (s *services) quarantine(heard map[netip.Addr]string) (again time.Duration)
 	return again
 }
 
-// quarantined is the addresses of a pool that are in quarantine, as its status lists them.
-func (s *services) quarantined(pool string) []string {
+// listing is what a pool's status lists: its addresses that are in quarantine, and those that it has no more and Services
+// keep.
+func (s *services) listing(pool string) (quarantined, kept []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []string
 	for _, a := range s.table.Quarantined(pool) {
-		out = append(out, a.String())
+		quarantined = append(quarantined, a.String())
 	}
-	return out
+	for _, a := range s.table.Kept(pool) {
+		kept = append(kept, a.String())
+	}
+	return quarantined, kept
 }

@@ -69,7 +69,7 @@ type services struct {
 	versions map[key]string    // resourceVersion of each Service as this controller last read or wrote it itself
 	failures map[key]failure   // of the last write
 	born     map[key]time.Time // when a Service without addresses was first seen
-	told     map[key]types.UID // Services of another class whose users were told so
+	told     map[key]types.UID // Services that are somebody else's, whose users were told so
 }
 
 // failure is a status that could not be written.
@@ -165,7 +165,7 @@ func (s *services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	past, err := listed(ctx, s.live)
+	past, kept, err := listed(ctx, s.live)
 	if err != nil {
 		return err
 	}
@@ -202,6 +202,7 @@ func (s *services) load(ctx context.Context) error {
 	}
 	now := time.Now()
 	s.table.SetPools(set, now)
+	s.table.Remember(kept)
 	s.table.Quarantine(past, now)
 	s.table.Quarantine(present, now)
 	s.table.Load(reqs, now)
@@ -289,6 +290,8 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	s.follow()
 	s.mu.Unlock()
 	if res.Reason == ipam.Foreign {
+		s.tell(svc, "OtherController", fmt.Sprintf("somebody else has given the Service %v, which is in no IPAddressPool, so Clarion leaves it alone; "+
+			"make a pool with the address, or have the other controller leave the Service", ingressOf(svc)))
 		return reconcile.Result{}, nil
 	}
 	return s.retry(ctx, k, s.write(ctx, svc, &res))
@@ -422,16 +425,12 @@ const otherClassAfter = 5 * time.Second
 // tellClass tells, once, the user of a Service that another controller should have given an address, and none has, that
 // Clarion will not. It returns how long to wait before it is time.
 func (s *services) tellClass(svc *corev1.Service) time.Duration {
-	k := client.ObjectKeyFromObject(svc)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch wait := time.Until(svc.CreationTimestamp.Add(otherClassAfter)); {
-	case len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || s.told[k] == svc.UID:
+	if len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil {
 		return 0
-	case wait > 0:
+	}
+	if wait := time.Until(svc.CreationTimestamp.Add(otherClassAfter)); wait > 0 {
 		return wait
 	}
-	s.told[k] = svc.UID
 	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", v1beta1.LoadBalancerClass)
 	if class := svc.Spec.LoadBalancerClass; class != nil {
 		has = fmt.Sprintf("has the loadBalancerClass %q", *class)
@@ -439,8 +438,20 @@ func (s *services) tellClass(svc *corev1.Service) time.Duration {
 	if s.defaultClass {
 		serves += ", or Services without a class"
 	}
-	s.event(svc, corev1.EventTypeNormal, "OtherClass", "the Service "+has+" and no controller has given it an address; Clarion only serves the class "+serves)
+	s.tell(svc, "OtherClass", "the Service "+has+" and no controller has given it an address; Clarion only serves the class "+serves)
 	return 0
+}
+
+// tell records, once, why Clarion leaves a Service alone.
+func (s *services) tell(svc *corev1.Service, reason, message string) {
+	k := client.ObjectKeyFromObject(svc)
+	s.mu.Lock()
+	news := s.told[k] != svc.UID
+	s.told[k] = svc.UID
+	s.mu.Unlock()
+	if news {
+		s.event(svc, corev1.EventTypeNormal, reason, message)
+	}
 }
 
 // gone releases the addresses of a Service that is deleted or no longer asks for any, and takes back what was written

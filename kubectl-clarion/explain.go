@@ -191,6 +191,8 @@ func noAddress(svc *corev1.Service) string {
 		return fmt.Sprintf("is not reachable: it is of type %s, and only Services of type LoadBalancer get an external address.", svc.Spec.Type)
 	case class != nil && *class != v1beta1.LoadBalancerClass:
 		return fmt.Sprintf("is not Clarion's: its loadBalancerClass is %s, Clarion's is %s.", *class, v1beta1.LoadBalancerClass)
+	case cond == nil && len(svc.Status.LoadBalancer.Ingress) > 0:
+		return "is left alone: somebody else has given it its address, which is in no IPAddressPool, or the controller has not looked at it yet."
 	case cond == nil && class == nil:
 		return "is not reachable: the controller has not looked at it. Is it running? Without a loadBalancerClass the Service is Clarion's only if the controller runs with --default-class."
 	case cond == nil:

@@ -72,6 +72,10 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 		}
 	}
 	c.pools, c.speakers = pools.Items, speakers.Items
+	members := map[string][]string{}
+	for _, s := range c.speakers {
+		members[s.Name] = s.Status.Members
+	}
 	for _, o := range pools.Items {
 		c.objects = append(c.objects, object{"IPAddressPool/" + o.Name, o.Status.Conditions})
 	}
@@ -90,7 +94,7 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 	for _, o := range communities.Items {
 		c.objects = append(c.objects, object{"Community/" + o.Name, o.Status.Conditions})
 	}
-	c.alive = alive(c.speakers)
+	c.alive = snapshot.Living(members, c.snap.NotReady)
 	for _, o := range speakers.Items {
 		if c.alive[o.Name] {
 			c.objects = append(c.objects, object{"Speaker/" + o.Name, o.Status.Conditions})
@@ -108,20 +112,6 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 	c.snap.Fellows(fellows)
 	c.snap.Changes()
 	return c, nil
-}
-
-// alive are the nodes whose speaker another one knows to be alive. What a speaker says of itself does not count: a dead
-// one's last words stay. With a single speaker there is nothing else to go by.
-func alive(speakers []v1beta1.Speaker) map[string]bool {
-	out := map[string]bool{}
-	for _, s := range speakers {
-		for _, m := range s.Status.Members {
-			if m != s.Name || len(speakers) == 1 {
-				out[m] = true
-			}
-		}
-	}
-	return out
 }
 
 // once is a cache that never changes: it hands every object of a kind to whoever asks for the kind, read at that moment.

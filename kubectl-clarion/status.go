@@ -89,6 +89,9 @@ func (c *cluster) problems() []string {
 		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionConflict, metav1.ConditionTrue); ok {
 			add(o.name, "%s", why)
 		}
+		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionGuarded, metav1.ConditionFalse); ok {
+			add(o.name, "%s", why)
+		}
 	}
 	for _, p := range c.pools {
 		if meta.FindStatusCondition(p.Status.Conditions, v1beta1.ConditionReady) == nil {

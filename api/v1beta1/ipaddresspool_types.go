@@ -153,6 +153,11 @@ type IPAddressPoolStatus struct {
 	// +listType=set
 	// +optional
 	Quarantined []string `json:"quarantined,omitempty"`
+	// kept are addresses that Services have from the pool though spec.addresses no longer include them. The pool's
+	// advertisements go on announcing them.
+	// +listType=set
+	// +optional
+	Kept []string `json:"kept,omitempty"`
 	// conditions: Ready, and Conflict where there is one.
 	// +listType=map
 	// +listMapKey=type

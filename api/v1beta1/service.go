@@ -33,4 +33,7 @@ const (
 	ConditionConflict = "Conflict"
 	// ConditionEstablished is True on a BGPPeer when every node that should have a session with it has one.
 	ConditionEstablished = "Established"
+	// ConditionGuarded of a Speaker is False when packets for announced addresses that no Service has may go round between
+	// routers and this node; the message says why, and what to do.
+	ConditionGuarded = "Guarded"
 )

@@ -55,7 +55,7 @@ type SpeakerStatus struct {
 	// +optional
 	Problems []Problem `json:"problems,omitempty"`
 
-	// conditions: Ready.
+	// conditions: Ready, and Guarded.
 	// +listType=map
 	// +listMapKey=type
 	// +optional

@@ -692,6 +692,11 @@ func (in *IPAddressPoolStatus) DeepCopyInto(out *IPAddressPoolStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.Kept != nil {
+		in, out := &in.Kept, &out.Kept
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Conditions != nil {
 		in, out := &in.Conditions, &out.Conditions
 		*out = make([]v1.Condition, len(*in))

@@ -21,6 +21,7 @@
 package ipam
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -45,6 +46,7 @@ type Table struct {
 	resting  map[netip.Addr]resting
 	last     map[types.NamespacedName][2]netip.Addr // resting addresses by who had them
 	banned   map[netip.Addr]ban
+	former   map[netip.Addr]string // the pools of addresses that were in none any longer when this Table was new
 
 	waiting map[wait]*btree.BTreeG[waiter]
 	touched []netip.Addr // may help those that wait
@@ -461,13 +463,11 @@ func (t *Table) trace(h *holding) {
 	if !h.addr.IsValid() {
 		return
 	}
-	p := t.set.Find(h.addr)
-	if p == nil {
-		p = t.set.Writes(h.addr)
-	}
+	p := t.within(h.addr)
 	if p != nil {
 		h.pool = p.Name
 	} else {
+		h.pool = cmp.Or(h.pool, t.former[h.addr])
 		p = t.set.Pool(h.pool)
 	}
 	switch {
@@ -477,6 +477,28 @@ func (t *Table) trace(h *holding) {
 		h.shrink = p.OnShrink
 	}
 }
+
+// within is the pool that has an address, or would have it if it did not exclude it; nil when there is none.
+func (t *Table) within(a netip.Addr) *pool.Pool {
+	return cmp.Or(t.set.Find(a), t.set.Writes(a))
+}
+
+// Kept is the addresses that Services keep from the pool of that name though it does not include them any more, sorted.
+func (t *Table) Kept(name string) []netip.Addr {
+	var out []netip.Addr
+	for a, ten := range t.tenants {
+		s := &t.services[ten.first]
+		if s.have[pool.FamilyOf(a)].pool == name && s.have[pool.FamilyOf(a)].addr == a && t.within(a) == nil {
+			out = append(out, a)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// Remember says which pools had addresses that Services keep, as far as that was known before this Table was new: see
+// Kept. It comes before Load.
+func (t *Table) Remember(kept map[netip.Addr]string) { t.former = kept }
 
 // hold gives a Service an address. Whether it may have it was decided before.
 func (t *Table) hold(i id, a netip.Addr) {

@@ -175,3 +175,31 @@ func TestMeetings(t *testing.T) {
 		t.Errorf("got:\n%v\nwant:\n%v", got, want)
 	}
 }
+
+// Two BGPPeers for different nodes may be one router, which gets the prefix with and without a weight then.
+func TestWeightsMeetAtARouter(t *testing.T) {
+	at := func(name, address string) *v1beta1.BGPPeer {
+		p := named(&v1beta1.BGPPeer{}, name)
+		p.Spec = v1beta1.BGPPeerSpec{MyASN: 64500, PeerASN: ptr(int64(64512)), PeerAddress: address}
+		return p
+	}
+	ad := func(name, peer string, weighted bool) *v1beta1.BGPAdvertisement {
+		a := named(&v1beta1.BGPAdvertisement{}, name)
+		a.Spec.Peers, a.Spec.Weighted = []string{peer}, weighted
+		return a
+	}
+	cfg, problems := Parse(Objects{
+		Pools:             []*v1beta1.IPAddressPool{named(&v1beta1.IPAddressPool{}, "lan")},
+		BGPPeers:          []*v1beta1.BGPPeer{at("rack1", "192.0.2.1"), at("rack2", "192.0.2.1"), at("spine", "192.0.2.2")},
+		BGPAdvertisements: []*v1beta1.BGPAdvertisement{ad("a", "rack1", true), ad("b", "rack2", false), ad("c", "spine", true)},
+	})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	got := cfg.Meetings([]string{"lan"}, []string{"rack1", "rack2", "spine"})
+	const text = "announces the same prefixes to the same router by another BGPPeer, and only one of the two is weighted: routers ignore weights when a path has none"
+	want := map[string][]string{"a": {`BGPAdvertisement "b" ` + text}, "b": {`BGPAdvertisement "a" ` + text}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("got:\n%v\nwant:\n%v", got, want)
+	}
+}

@@ -17,13 +17,18 @@ func (c *Config) Meetings(pools, peers []string) map[string][]string {
 	for i := range c.BGP {
 		for j := range c.BGP {
 			a, b := &c.BGP[i], &c.BGP[j]
-			if i == j || !a.meets(b, pools, peers) {
+			if i == j || !a.overlaps(b, pools) {
 				continue
 			}
-			if a.Weighted != b.Weighted {
-				out[a.Name] = append(out[a.Name], fmt.Sprintf("BGPAdvertisement %q announces the same prefixes to the same peers, and only one of the two is weighted: routers ignore weights when a path has none", b.Name))
+			same := shared(a.Peers, b.Peers, peers)
+			if a.Weighted != b.Weighted && (same || c.oneRouter(a, b)) {
+				to := "to the same peers"
+				if !same {
+					to = "to the same router by another BGPPeer"
+				}
+				out[a.Name] = append(out[a.Name], fmt.Sprintf("BGPAdvertisement %q announces the same prefixes %s, and only one of the two is weighted: routers ignore weights when a path has none", b.Name, to))
 			}
-			if !a.Attrs.Equal(b.Attrs) {
+			if same && !a.Attrs.Equal(b.Attrs) {
 				out[a.Name] = append(out[a.Name], fmt.Sprintf("BGPAdvertisement %q announces the same prefixes to the same peers with other attributes: the routes carry %s", b.Name, describe(a.Attrs.Merge(b.Attrs))))
 			}
 		}
@@ -31,14 +36,22 @@ func (c *Config) Meetings(pools, peers []string) map[string][]string {
 	return out
 }
 
-// meets says whether two advertisements may announce one prefix to one peer.
-func (a *BGPAdvertisement) meets(b *BGPAdvertisement, pools, peers []string) bool {
-	shared := func(x, y Names, all []string) bool {
-		return slices.ContainsFunc(all, func(n string) bool { return x.Has(n) && y.Has(n) })
-	}
-	if !shared(a.Peers, b.Peers, peers) {
-		return false
-	}
+// shared says whether one of all is in both sets.
+func shared(x, y Names, all []string) bool {
+	return slices.ContainsFunc(all, func(n string) bool { return x.Has(n) && y.Has(n) })
+}
+
+// oneRouter says whether two advertisements have peers, whatever their names and nodes, at one address.
+func (c *Config) oneRouter(a, b *BGPAdvertisement) bool {
+	return slices.ContainsFunc(c.Peers, func(p Peer) bool {
+		return a.Peers.Has(p.Name) && p.Address.IsValid() && slices.ContainsFunc(c.Peers, func(q Peer) bool {
+			return b.Peers.Has(q.Name) && p.Address == q.Address && p.Port == q.Port && p.VRF == q.VRF
+		})
+	})
+}
+
+// overlaps says whether two advertisements may announce one prefix.
+func (a *BGPAdvertisement) overlaps(b *BGPAdvertisement, pools []string) bool {
 	for t := range a.Types {
 		switch {
 		case !b.Types[t]:

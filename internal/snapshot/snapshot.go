@@ -4,6 +4,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -43,6 +44,7 @@ type Snapshot struct {
 	problems []config.Problem
 	pools    *pool.Set
 	lastPool map[netip.Addr]string             // the pool that an address was in when it last was in one
+	kept     map[netip.Addr]string             // the pools of addresses that are in none, as the pools' statuses say
 	gone     map[string]*v1beta1.IPAddressPool // deleted pools that may be among them
 
 	dirty       map[netip.Addr]bool // addresses to decide anew
@@ -75,6 +77,7 @@ type Node struct {
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix
 
+	notReady bool   // see NotReady
 	excluded string // why the node never announces
 	draining string // why it should not while others can
 }
@@ -218,6 +221,47 @@ func (s *Snapshot) Fellows(alive map[string]Fellow) {
 		s.fellows = alive
 		s.dirtyAll = true
 	}
+}
+
+// NotReady says whether Kubernetes has lost a node: its condition Ready is there and not True. It notices some 40 seconds
+// late, and also when only its own agent on the node has died, so that no announcement depends on it.
+func NotReady(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue
+	})
+}
+
+// NotReady says whether Kubernetes has lost the node of that name; see the function of that name.
+func (s *Snapshot) NotReady(node string) bool {
+	n := s.nodes[node]
+	return n != nil && n.notReady
+}
+
+// Living are the nodes whose speakers are alive, by the members that each speaker last wrote to see, its own among them:
+// those that more than half of the speakers name. The last words of the dead stay, so those on nodes that are not ready
+// do not count, if there are others.
+func Living(members map[string][]string, notReady func(node string) bool) map[string]bool {
+	votes, voters := map[string]int{}, 0
+	for _, all := range []bool{false, true} {
+		for node, sees := range members {
+			if all || !notReady(node) {
+				voters++
+				for _, m := range sees {
+					votes[m]++
+				}
+			}
+		}
+		if voters > 0 {
+			break
+		}
+	}
+	out := map[string]bool{}
+	for node := range members {
+		if 2*votes[node] > voters {
+			out[node] = true
+		}
+	}
+	return out
 }
 
 // service takes in a Service, nil when it is gone.
@@ -415,7 +459,7 @@ const (
 )
 
 func factsOf(n *corev1.Node) *Node {
-	f := &Node{UID: n.UID, Labels: n.Labels}
+	f := &Node{UID: n.UID, Labels: n.Labels, notReady: NotReady(n)}
 	if _, ok := n.Labels[corev1.LabelNodeExcludeBalancers]; ok {
 		f.excluded = "the node has the label " + corev1.LabelNodeExcludeBalancers
 	}
@@ -446,7 +490,7 @@ func factsOf(n *corev1.Node) *Node {
 }
 
 func (f *Node) equal(g *Node) bool {
-	return f.UID == g.UID && maps.Equal(f.Labels, g.Labels) && f.excluded == g.excluded && f.draining == g.draining &&
+	return f.UID == g.UID && maps.Equal(f.Labels, g.Labels) && f.notReady == g.notReady && f.excluded == g.excluded && f.draining == g.draining &&
 		slices.Equal(f.PodCIDRs, g.PodCIDRs) && slices.Equal(f.Addresses, g.Addresses)
 }
 
@@ -518,17 +562,18 @@ func (s *Snapshot) refresh() {
 }
 
 // poolOf names the pool of an address: that which it is in, else that which it was in last, so that an edit of a pool
-// that leaves a Service its address leaves its announcements too.
+// that leaves a Service its address leaves its announcements too. What a pool has lost its status remembers. A pool that
+// is gone is remembered only as long as this Snapshot.
 func (s *Snapshot) poolOf(addr netip.Addr) string {
-	p := s.pools.Find(addr)
-	if p == nil {
-		p = s.pools.Writes(addr)
+	name := s.kept[addr]
+	if p := cmp.Or(s.pools.Find(addr), s.pools.Writes(addr)); p != nil {
+		name = p.Name
 	}
-	if p == nil {
+	if name == "" {
 		return s.lastPool[addr]
 	}
-	s.lastPool[addr] = p.Name
-	return p.Name
+	s.lastPool[addr] = name
+	return name
 }
 
 // ClaimsOn are the Services that claim an address, in a fixed order.

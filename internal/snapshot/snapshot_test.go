@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -115,7 +116,10 @@ func TestCostFollowsTheChange(t *testing.T) {
 	})
 	step("deleted", "10.96.0.1 192.0.2.3", false, func() { s.service("default/web", nil) })
 	step("heartbeat of a node", "", false, func() {
-		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady}}}})
+		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}})
+	})
+	step("loss of a node", "", true, func() {
+		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}}})
 	})
 	step("label of a node", "", true, func() {
 		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"x": "y"}}})
@@ -186,6 +190,63 @@ func TestPoolOfAnAddressThatFellOut(t *testing.T) {
 	s.service("default/web", nil)
 	if p := s.View().PoolOf(a); p != "" {
 		t.Errorf("pool %q after the Service is gone, want none", p)
+	}
+}
+
+// Whose speakers are alive, by what the living and the dead have written last.
+func TestLiving(t *testing.T) {
+	for _, tt := range []struct{ name, members, lost, want string }{
+		{"all", "a:abc b:abc c:abc", "", "abc"},
+		{"one dead", "a:abc b:bc c:bc", "", "bc"},
+		{"one of two dead", "a:ab b:b", "", "b"},
+		{"the only one", "a:a", "", "a"},
+		{"one does not see another", "a:abc b:abc c:ac", "", "abc"},
+		{"most died together, a moment ago", "a:abcd b:abcd c:abcd d:d", "", "abcd"},
+		{"most died together, and Kubernetes knows", "a:abcd b:abcd c:abcd d:d", "abc", "d"},
+		{"Kubernetes has lost all nodes", "a:abc b:bc c:bc", "abc", "bc"},
+		{"nobody has written", "", "", ""},
+	} {
+		members := map[string][]string{}
+		for _, f := range strings.Fields(tt.members) {
+			members[f[:1]] = strings.Split(f[2:], "")
+		}
+		living := Living(members, func(node string) bool { return strings.Contains(tt.lost, node) })
+		if got := strings.Join(slices.Sorted(maps.Keys(living)), ""); got != tt.want {
+			t.Errorf("%s: alive are %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// A speaker that starts after the edit learns from the pool's status that the address was the pool's.
+func TestPoolOfAKeptAddress(t *testing.T) {
+	s := known()
+	a := netip.MustParseAddr("192.0.2.1")
+	s.service("default/web", loadBalancer("web", a.String()))
+	lan := &v1beta1.IPAddressPool{
+		ObjectMeta: metav1.ObjectMeta{Name: "lan", UID: "1", Generation: 1},
+		Spec:       v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"198.51.100.0/24"}},
+	}
+	s.pool("lan", lan, false)
+	s.Changes()
+	if p := s.View().PoolOf(a); p != "" {
+		t.Fatalf("pool %q", p)
+	}
+	lan = lan.DeepCopy()
+	lan.Status.Kept = []string{a.String()}
+	s.pool("lan", lan, false)
+	if c := s.Changes(); c.All || !slices.Equal(c.Addrs, []netip.Addr{a}) {
+		t.Errorf("to be decided anew: %+v, want %s", c, a)
+	}
+	if p := s.View().PoolOf(a); p != "lan" {
+		t.Errorf("pool %q, want lan", p)
+	}
+	s.pool("other", &v1beta1.IPAddressPool{
+		ObjectMeta: metav1.ObjectMeta{Name: "other", UID: "2", Generation: 1},
+		Spec:       v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}},
+	}, false)
+	s.Changes()
+	if p := s.View().PoolOf(a); p != "other" {
+		t.Errorf("pool %q, want that which has it now", p)
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -111,7 +113,31 @@ func (s *Snapshot) pool(name string, obj *v1beta1.IPAddressPool, gone bool) {
 	if gone {
 		s.gone[name] = obj
 	}
+	old := s.objects.pools[name]
 	configObject(s, s.objects.pools)(name, obj, gone)
+	if old == nil || gone || !slices.Equal(old.Status.Kept, obj.Status.Kept) {
+		s.keep()
+	}
+}
+
+// keep reads from the pools' statuses which addresses were theirs.
+func (s *Snapshot) keep() {
+	kept := map[netip.Addr]string{}
+	for name, p := range s.objects.pools {
+		for _, text := range p.Status.Kept {
+			if addr, err := netip.ParseAddr(text); err == nil {
+				kept[addr] = name
+			}
+		}
+	}
+	for _, both := range []map[netip.Addr]string{s.kept, kept} {
+		for addr := range both {
+			if kept[addr] != s.kept[addr] && s.byAddr[addr] != nil {
+				s.dirty[addr] = true
+			}
+		}
+	}
+	s.kept = kept
 }
 
 // configObject takes in a configuration object. Only what its user writes counts as a change, not its status.
