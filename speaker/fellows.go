@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -27,6 +30,7 @@ type fellows struct {
 	changed func(map[string]snapshot.Fellow) // called with what the live speakers say of their nodes
 	joined  func()                           // called when the group is joined, or nobody else was found to be in it
 	met     func()                           // called when a station is known for a node that was not before
+	came    func()                           // called when a fellow is alive, and ready, that was not before
 
 	started  chan struct{}                         // closed when there are keys and an address
 	stations atomic.Pointer[map[layer2.MAC]string] // the nodes by hardware address, those of dead speakers included
@@ -37,13 +41,14 @@ type fellows struct {
 	keys    [][]byte
 	others  map[string]netip.Addr // where the other speakers can be joined
 	meta    members.Meta
+	alive   map[string]snapshot.Fellow // as changed was told last
 }
 
 // proxyGate is why a node whose Service proxy is unhealthy should not attract traffic.
 const proxyGate = "the node's Service proxy is unhealthy"
 
 func newFellows(config members.Config, log *slog.Logger) *fellows {
-	f := &fellows{config: config, log: log, started: make(chan struct{}), others: map[string]netip.Addr{}}
+	f := &fellows{config: config, log: log, started: make(chan struct{}), others: map[string]netip.Addr{}, came: func() {}}
 	f.config.OnChange = f.viewChanged
 	f.stations.Store(&map[layer2.MAC]string{})
 	return f
@@ -78,12 +83,21 @@ func (f *fellows) setKeys(text []byte) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.keys = keys
+	if slices.EqualFunc(keys, f.keys, bytes.Equal) {
+		return
+	}
 	if f.cluster != nil {
 		if err := f.cluster.SetKeys(keys); err != nil {
 			f.log.Error("the keys of the speakers' Secret cannot be used; the keys there were are kept", "error", err)
+			return
 		}
 	}
+	f.keys = keys
+	var prints []string // who changes keys has to know that every speaker has them
+	for _, key := range keys {
+		prints = append(prints, fmt.Sprintf("%x", sha256.Sum256(key))[:8])
+	}
+	f.log.Info("keys of the speakers' group, the one in use first", "sha256", strings.Join(prints, " "))
 	f.start()
 }
 
@@ -184,9 +198,10 @@ func (f *fellows) view() members.View {
 }
 
 // viewChanged passes on what the live speakers say of their nodes.
-func (f *fellows) viewChanged() {
-	view := f.view()
-	alive := map[string]snapshot.Fellow{}
+func (f *fellows) viewChanged() { f.take(f.view()) }
+
+func (f *fellows) take(view members.View) {
+	alive, came := map[string]snapshot.Fellow{}, false
 	f.mu.Lock()
 	f.meet(func(known map[layer2.MAC]string) {
 		for _, m := range view.Members {
@@ -194,12 +209,18 @@ func (f *fellows) viewChanged() {
 				known[layer2.MAC(l.MAC)] = m.Name
 			}
 			if fe, ok := fellow(m); ok {
+				_, before := f.alive[m.Name]
+				came = came || !before && m.Name != f.config.Name
 				alive[m.Name] = fe
 			}
 		}
 	})
+	f.alive = alive
 	f.mu.Unlock()
 	f.changed(alive)
+	if came {
+		f.came()
+	}
 	if view.Joined {
 		f.joined()
 		f.edit(func(m *members.Meta) { m.Ready = true })

@@ -57,6 +57,7 @@ type options struct {
 	drainTime       time.Duration
 	holddown        time.Duration
 	acdProbes       int
+	guard           bool
 	membersPort     int
 	membersProfile  string
 	metricsAddr     string
@@ -73,6 +74,7 @@ func main() {
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
 	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a stranger has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
+	flag.BoolVar(&o.guard, "guard", true, "answer packets from outside for announced addresses and ranges that no Service has as unreachable, by policy rules; without, they may go round between router and node")
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
 	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan, and single parameters behind it, such as lan,probe-interval=500ms,suspicion-mult=3")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
@@ -138,7 +140,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), mgr.GetEventRecorder("clarion-speaker"), log)
-	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view, s.eventToUpdate}); err != nil {
+	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view, s.status.current, s.eventToUpdate}); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("announcing", s.ready), mgr.Add(s)); err != nil {
@@ -191,8 +193,11 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	s.reconciler.acd = layer2.Probe{Count: o.acdProbes, Interval: layer2.DefaultProbe().Interval}
 	s.reconciler.holddown = holddown.New[netip.Addr](o.holddown, holddownMax)
 	s.reconciler.events = events
-	s.guard = guard.New(guard.Config{Log: log})
-	s.reconciler.guard = s.guard
+	s.guard = guard.New(guard.Config{Log: log, OnChange: func() { s.status.poke() }})
+	if s.reconciler.guard = s.guard; !o.guard {
+		s.reconciler.guard = nil
+		s.guard.Set(guard.Want{}) // removes what an earlier process left
+	}
 	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
 	s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
 	s.fellows.changed = func(alive map[string]snapshot.Fellow) {
@@ -204,6 +209,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	}
 	s.fellows.joined = s.reconciler.setJoined
 	s.fellows.met = s.reconciler.again
+	s.fellows.came = func() { s.layer2.Announce() }
 	s.status = newStatus(c, events, log)
 	s.layer2 = layer2.New(layer2.Config{
 		Log: log, OnLinks: s.linksChanged, OnChange: s.status.poke,
@@ -216,20 +222,13 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	}})
 	s.reconciler.layer2, s.reconciler.bgp, s.reconciler.changed = s.layer2, s.bgp, s.status.poke
 	s.status.reconciler, s.status.layer2, s.status.bgp, s.status.members = s.reconciler, s.layer2, s.bgp, s.fellows.view
+	s.status.guard = s.guard
 	return s
 }
 
 // linksChanged passes on which interfaces the node has.
 func (s *speaker) linksChanged() {
-	links := s.layer2.Links()
-	s.fellows.setLinks(links)
-	outside := []string{}
-	for _, l := range links {
-		if !l.Excluded {
-			outside = append(outside, l.Name)
-		}
-	}
-	s.reconciler.setOutside(outside)
+	s.fellows.setLinks(s.layer2.Links())
 	s.status.poke()
 }
 
@@ -312,6 +311,7 @@ func (s *speaker) Start(ctx context.Context) error {
 		s.log.Info("the cluster is known")
 		s.nodeAddress()
 		parts.start("guard", s.guard.Run)
+		parts.start("outside", func(ctx context.Context) error { return guard.Outside(ctx, s.reconciler.setOutside) })
 		parts.start("bgp", s.bgp.Run)
 		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
 		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
@@ -325,7 +325,7 @@ func (s *speaker) Start(ctx context.Context) error {
 	s.log.Info("ending")
 	parts.stop("proxy", "reconcile", "status")
 	s.handOver()
-	parts.stop("members", "layer2", "bgp", "bfd", "guard")
+	parts.stop("members", "layer2", "bgp", "bfd", "outside", "guard")
 	return err
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
 
+	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/layer2"
@@ -14,11 +16,15 @@ type collector struct {
 	layer2        *layer2.Responder
 	bgp           *bgp.Speaker
 	members       func() members.View
+	status        func() v1beta1.SpeakerStatus
 	eventToUpdate prometheus.Histogram
 }
 
 var (
 	descMembers = prometheus.NewDesc("clarion_speaker_members", "Speakers that this one knows to be alive, itself included.", nil, nil)
+	descReady   = prometheus.NewDesc("clarion_speaker_ready", "Whether the speaker has joined the others, so that it may announce addresses on the local network.", nil, nil)
+	descGated   = prometheus.NewDesc("clarion_speaker_gated", "Whether the node attracts no traffic while others can, since its Service proxy is unhealthy or it is being drained.", nil, nil)
+	descGuarded = prometheus.NewDesc("clarion_speaker_guarded", "Whether packets for announced addresses that no Service has are kept from going round between routers and the node.", nil, nil)
 	descOwned   = prometheus.NewDesc("clarion_layer2_addresses", "Addresses of this node on the local network, by what it does about them.", []string{"state"}, nil)
 	descAsked   = prometheus.NewDesc("clarion_layer2_requests_total", "ARP requests and neighbour solicitations heard for an address.", []string{"address"}, nil)
 	descReplied = prometheus.NewDesc("clarion_layer2_replies_total", "ARP replies and solicited neighbour advertisements sent for an address.", []string{"address"}, nil)
@@ -26,7 +32,7 @@ var (
 	descRivals  = prometheus.NewDesc("clarion_layer2_conflicts", "Strangers on the local network that claim an address.", []string{"address"}, nil)
 	descUp      = prometheus.NewDesc("clarion_bgp_session_up", "Whether the BGP session with a peer is established.", []string{"peer"}, nil)
 	descUps     = prometheus.NewDesc("clarion_bgp_session_established_total", "How often the BGP session with a peer was established.", []string{"peer"}, nil)
-	descSince   = prometheus.NewDesc("clarion_bgp_session_changed_seconds", "When the BGP session with a peer was established or lost, in seconds since 1970.", []string{"peer"}, nil)
+	descSince   = prometheus.NewDesc("clarion_bgp_session_changed_timestamp_seconds", "When the BGP session with a peer was established or lost, in seconds since 1970.", []string{"peer"}, nil)
 	descSent    = prometheus.NewDesc("clarion_bgp_prefixes_sent", "Prefixes that are announced to a peer.", []string{"peer", "family"}, nil)
 	descMsgs    = prometheus.NewDesc("clarion_bgp_messages_total", "BGP messages exchanged with a peer.", []string{"peer", "direction", "type"}, nil)
 	descFlaps   = prometheus.NewDesc("clarion_bfd_session_down_total", "How often the BFD session with a peer went down.", []string{"peer"}, nil)
@@ -44,7 +50,7 @@ func newEventToUpdate() prometheus.Histogram {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descMembers, descOwned, descAsked, descReplied, descGARP, descRivals, descUp, descUps, descSince, descSent, descMsgs, descFlaps, descBFD} {
+	for _, d := range []*prometheus.Desc{descMembers, descReady, descGated, descGuarded, descOwned, descAsked, descReplied, descGARP, descRivals, descUp, descUps, descSince, descSent, descMsgs, descFlaps, descBFD} {
 		to <- d
 	}
 	c.eventToUpdate.Describe(to)
@@ -60,7 +66,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	c.eventToUpdate.Collect(to)
 	gauge(descMembers, float64(len(c.members().Members)))
-	states := map[layer2.State]int{layer2.Answering: 0}
+	status := c.status()
+	gauge(descReady, bit(meta.IsStatusConditionTrue(status.Conditions, v1beta1.ConditionReady)))
+	gauge(descGated, bit(status.Gate != ""))
+	gauge(descGuarded, bit(meta.IsStatusConditionTrue(status.Conditions, v1beta1.ConditionGuarded)))
+	states := map[layer2.State]int{}
+	for _, s := range layer2.States() {
+		states[s] = 0
+	}
 	for _, a := range c.layer2.Status().Addresses {
 		states[a.State]++
 		addr := a.Addr.String()

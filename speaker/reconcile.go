@@ -37,7 +37,7 @@ type reconciler struct {
 		Status() layer2.Status
 	}
 	bgp       interface{ Set([]bgp.Session) }
-	guard     interface{ Set(guard.Want) }
+	guard     interface{ Set(guard.Want) } // nil: nothing is guarded
 	events    events.EventRecorder
 	changed   func() // called after every step that changed something that the status shows
 	drainTime time.Duration
@@ -46,7 +46,7 @@ type reconciler struct {
 
 	snapshot *snapshot.Snapshot // its lock guards the following too
 	joined   bool               // the fellows are known: layer 2 may announce
-	outside  []string           // the node's interfaces that lead out of the cluster
+	outside  []string           // the node's interfaces that packets from outside come in by, nil when not known yet
 	secrets  map[string]map[string][]byte
 	duties   map[netip.Addr]duty // what this node does on the local network
 	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
@@ -73,7 +73,7 @@ type duty struct {
 }
 
 func (p duty) equal(q duty) bool {
-	return p.Standby == q.Standby && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) && maps.Equal(p.before, q.before)
+	return p.Standby == q.Standby && p.Seek == q.Seek && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) && maps.Equal(p.before, q.before)
 }
 
 func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Logger) *reconciler {
@@ -159,10 +159,10 @@ func (r *reconciler) again() {
 	r.poke()
 }
 
-// setOutside takes in which of the node's interfaces lead out of the cluster.
+// setOutside takes in by which of the node's interfaces packets from outside come in.
 func (r *reconciler) setOutside(names []string) {
 	r.snapshot.Lock()
-	if !slices.Equal(names, r.outside) {
+	if r.outside == nil || !slices.Equal(names, r.outside) {
 		r.outside = names
 		r.snapshot.MarkAll()
 	}
@@ -212,10 +212,14 @@ func (r *reconciler) step(now time.Time) {
 	for _, addr := range changes.Addrs {
 		bgpChanged = r.decideBGP(addr, s.ClaimsOn(addr), now) || bgpChanged
 	}
+	if bgpChanged { // before layer 2 is decided, which takes a while where there are many addresses
+		r.caused.Store(event)
+		r.bgp.Set(r.sessions())
+	}
 	if changes.All || len(changes.Addrs) > 0 {
 		l2Changed = r.decideLayer2() || l2Changed
 	}
-	if (l2Changed || bgpChanged) && r.outside != nil { // before the links are known, what was guarded stays
+	if (l2Changed || bgpChanged) && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays
 		r.guard.Set(r.guarded())
 	}
 	if l2Changed && r.joined {
@@ -227,10 +231,6 @@ func (r *reconciler) step(now time.Time) {
 		}
 		r.rights.Store(&rights)
 		r.layer2.Set(want)
-	}
-	if bgpChanged {
-		r.caused.Store(event)
-		r.bgp.Set(r.sessions())
 	}
 	if l2Changed || bgpChanged {
 		r.changed()
@@ -343,7 +343,7 @@ func (r *reconciler) decideLayer2() bool {
 		p := add(addr, false)
 		switch old, had := r.duties[addr]; {
 		case had && !old.Standby:
-			p.Probe = old.Probe // goes on as it was begun
+			p.Probe, p.Used = old.Probe, old.Used // goes on as it was begun
 		case !r.known[addr]:
 			p.Probe = r.acd
 		case r.anyDead(p.before):
@@ -351,8 +351,9 @@ func (r *reconciler) decideLayer2() bool {
 			if holders == nil {
 				holders = r.holders()
 			}
-			p.Standby, p.Probe = holders[addr], confirm
+			p.Standby, p.Probe, p.Used = holders[addr], confirm, true
 		}
+		p.Seek = r.anyDead(p.before) // it may be cut off rather than dead
 		next[addr] = p
 	}
 	changed := !maps.EqualFunc(r.duties, next, duty.equal)

@@ -249,6 +249,15 @@ func TestSinksGetTheWholeTruth(t *testing.T) {
 	w.want("deleted", "", "tor as 192.0.2.11: 10.96.0.0/16")
 }
 
+// With the guard switched off nothing is guarded, and everything is announced.
+func TestWithoutGuard(t *testing.T) {
+	w := newWorld(t)
+	w.r.guard = nil
+	w.set(node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
+	w.want("without guard", "never told", "tor as 192.0.2.11: 192.0.2.1/32")
+}
+
 // What is wrong with one peer is said of that peer, and the others have their sessions.
 func TestSessionsOfBadPeers(t *testing.T) {
 	w := newWorld(t)

@@ -3,11 +3,15 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -19,6 +23,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/guard"
 	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
 )
@@ -38,6 +43,7 @@ type status struct {
 	layer2     *layer2.Responder
 	bgp        *bgp.Speaker
 	members    func() members.View
+	guard      *guard.Guard
 	events     events.EventRecorder
 	wake       chan struct{}
 
@@ -122,6 +128,12 @@ func (s *status) write(ctx context.Context) error {
 // controller then takes the address from its Service. Speakers that start together know each other by then.
 const strangerAge = time.Second
 
+// current is the status as it should be.
+func (s *status) current() v1beta1.SpeakerStatus {
+	out, _ := s.wanted()
+	return out
+}
+
 // wanted is the status as it should be, and what is known of the node, nil if nothing is.
 func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	young := false // there is a claim that is too young to be reported
@@ -176,6 +188,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 		out.Problems = append(out.Problems, v1beta1.Problem{Object: p.Kind + "/" + p.Name, Message: p.Message})
 	}
 	n := r.snapshot.View().Nodes[r.node]
+	outside := r.outside
 	r.snapshot.Unlock()
 	if n != nil {
 		out.Gate = n.Gate
@@ -190,8 +203,40 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	if !view.Joined {
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Joining", "not yet joined with the other speakers: nothing is announced on the local network"
 	}
-	out.Conditions = []metav1.Condition{ready}
+	out.Conditions = []metav1.Condition{ready, guardCondition(r.guard != nil, outside, s.guard.Status())}
 	return out, node
+}
+
+// guardCondition says what the guard has achieved, if it is on, against what comes in by the interfaces outside, nil
+// when these are not known yet.
+func guardCondition(on bool, outside []string, s guard.Status) metav1.Condition {
+	c := metav1.Condition{Type: v1beta1.ConditionGuarded, Status: metav1.ConditionFalse}
+	const otherwise = "packets for announced addresses that no Service has may go round between the routers and this node"
+	switch {
+	case !on:
+		c.Reason, c.Message = "SwitchedOff", "the speaker runs with --guard=false: "+otherwise
+	case s.Err != nil:
+		what, more, _ := strings.Cut(s.Err.Error(), "\n")
+		if n := strings.Count(more, "\n"); more != "" {
+			what += fmt.Sprintf(" and %d more like it", n+1)
+		}
+		do := "it is tried again every second"
+		switch {
+		case errors.Is(s.Err, unix.EPERM), errors.Is(s.Err, unix.EACCES):
+			do = "the speaker's container needs the capability NET_ADMIN"
+		case errors.Is(s.Err, unix.EAFNOSUPPORT), errors.Is(s.Err, unix.EOPNOTSUPP):
+			do = "the node's kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
+		}
+		c.Reason, c.Message = "KernelRefuses", fmt.Sprintf("%s: %s; %s, or switch it off with --guard=false", otherwise, what, do)
+	case outside == nil:
+		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Pending", "the node's interfaces are not known yet"
+	case len(outside) == 0:
+		c.Reason, c.Message = "NoInterface", "no interface of the node leads outside, as far as their names say: "+otherwise
+	default:
+		c.Status, c.Reason = metav1.ConditionTrue, "Guarded"
+		c.Message = "packets for announced addresses that no Service has are unreachable when they come in by " + strings.Join(outside, ", ")
+	}
+	return c
 }
 
 // sessionEvents records an event on the BGPPeer of every session that went up or down since the last look.

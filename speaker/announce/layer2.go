@@ -82,6 +82,7 @@ type shape struct {
 	classes []*group // of the nodes that can serve, by weight
 	hosts   *group   // the nodes that the owner is chosen from; nil: none
 	class   int      // that hosts are in
+	spare   []int    // the nodes that it would be chosen from if those were not there
 }
 
 // group is a set of nodes that are equally good for some addresses.
@@ -206,7 +207,9 @@ func (p *Plan) shape(x *planned, ads []int) *shape {
 	p.shapes[string(p.key)] = s
 	able = slices.DeleteFunc(slices.Clone(able), func(n int) bool { return !t.sites[n].selected })
 	slices.SortStableFunc(able, func(a, b int) int { return cmp.Compare(t.sites[b].Weight, t.sites[a].Weight) })
-	best := 2
+	const none = 2 // no rank
+	var hosts []int
+	first, second := none, none
 	for len(able) > 0 {
 		n := 1
 		for n < len(able) && t.sites[able[n]].Weight == t.sites[able[0]].Weight {
@@ -214,13 +217,20 @@ func (p *Plan) shape(x *planned, ads []int) *shape {
 		}
 		class := able[:n]
 		able = able[n:]
-		for r := range best {
-			if hosts := t.ranked(class, r); len(hosts) > 0 {
-				s.hosts, s.class, best = p.group(p.hosts, hosts), len(s.classes), r
-				break
+		for r := range second {
+			switch nodes := t.ranked(class, r); {
+			case len(nodes) == 0:
+			case r < first:
+				s.spare, second = hosts, first
+				hosts, first, s.class = nodes, r, len(s.classes)
+			case r < second:
+				s.spare, second = nodes, r
 			}
 		}
 		s.classes = append(s.classes, p.group(p.homes, class))
+	}
+	if len(hosts) > 0 {
+		s.hosts = p.group(p.hosts, hosts)
 	}
 	return s
 }
@@ -392,8 +402,8 @@ func (p *Plan) OwnedBy(node string) []netip.Addr {
 	return out
 }
 
-// StandbyFor are the addresses that a node stands by for: it scores highest for them of the nodes that could own them now,
-// the owner left out. It is to notice first, on the wire, when the owner falls silent. In no order.
+// StandbyFor are the addresses that a node stands by for: it would own them if the owner were not there, the share that
+// it may hold left aside. It is to notice first, on the wire, when the owner falls silent. In no order.
 func (p *Plan) StandbyFor(node string) []netip.Addr {
 	me, ok := p.index[node]
 	if !ok {
@@ -404,8 +414,12 @@ func (p *Plan) StandbyFor(node string) []netip.Addr {
 		if x.owner < 0 || x.owner == me {
 			continue
 		}
+		nodes := x.shape.hosts.nodes
+		if len(nodes) == 1 {
+			nodes = x.shape.spare
+		}
 		best, most := -1, uint64(0)
-		for _, n := range x.shape.hosts.nodes {
+		for _, n := range nodes {
 			if s := score(p.scores[n], x.score); n != x.owner && (best < 0 || s > most) {
 				best, most = n, s
 			}

@@ -240,9 +240,25 @@ func TestPlanAnyCluster(t *testing.T) {
 		}
 		q := twin.PlanLayer2(claims)
 
+		standby := map[netip.Addr]string{}
+		for n := range c.Nodes {
+			for _, a := range p.StandbyFor(n) {
+				if other, twice := standby[a]; twice {
+					t.Fatalf("cluster %d: %s and %s stand by for %s", i, other, n, a)
+				}
+				standby[a] = n
+			}
+		}
 		total := 0
 		for a := range c.claims {
 			d := p.Explain(a)
+			second := ""
+			if len(d.Candidates) > 1 && d.Candidates[1].Why == "" {
+				second = d.Candidates[1].Node
+			}
+			if standby[a] != second {
+				t.Fatalf("cluster %d: %q stands by for %s, want the second best, %q", i, standby[a], a, second)
+			}
 			if other := q.Explain(a); !reflect.DeepEqual(d, other) {
 				t.Fatalf("cluster %d, %s: one speaker decides\n%+v\nanother one\n%+v", i, a, d, other)
 			}

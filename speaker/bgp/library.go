@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -188,12 +187,15 @@ func (l *library) state() (p *api.Peer) {
 func (l *library) set(want map[netip.Prefix]path, internal bool) error {
 	var add, del []*apiutil.Path
 	var addKeys, delKeys []netip.Prefix
-	attrs := map[string][]bgp.PathAttributeInterface{}
-	for _, prefix := range slices.SortedFunc(maps.Keys(want), netip.Prefix.Compare) {
-		p := want[prefix]
-		if have, ok := l.have[prefix]; ok && have.equal(p) {
-			continue
+	for prefix, p := range want {
+		if have, ok := l.have[prefix]; !ok || !have.equal(p) {
+			addKeys = append(addKeys, prefix)
 		}
+	}
+	slices.SortFunc(addKeys, netip.Prefix.Compare)
+	attrs := map[string][]bgp.PathAttributeInterface{}
+	for _, prefix := range addKeys {
+		p := want[prefix]
 		key := p.key()
 		if attrs[key] == nil {
 			attrs[key] = p.attributes(l.peer.LocalASN, internal)
@@ -202,7 +204,7 @@ func (l *library) set(want map[netip.Prefix]path, internal bool) error {
 		if err != nil {
 			return err
 		}
-		add, addKeys = append(add, a), append(addKeys, prefix)
+		add = append(add, a)
 	}
 	for prefix, p := range l.have {
 		if _, ok := want[prefix]; ok {

@@ -223,8 +223,11 @@ func (g *Guard) apply(k *kernel, want Want, repair bool) error {
 	case repair && changed && old.Err == nil:
 		g.log.Warn("another program had changed the guard's rules or routes", "prefixes", now.Prefixes, "interfaces", now.Interfaces)
 	}
-	if now.Err != nil && !sameErr {
+	switch {
+	case now.Err != nil && !sameErr:
 		g.log.Error("prefixes are not guarded as wanted", "error", now.Err)
+	case old.Err != nil && !sameErr:
+		g.log.Info("prefixes are guarded as wanted again", "prefixes", now.Prefixes, "interfaces", now.Interfaces)
 	}
 	if !same || !sameErr {
 		g.onChange()

@@ -475,6 +475,7 @@ func TestRefused(t *testing.T) {
 	if got := ns.guarded(t); got != everything {
 		t.Errorf("the kernel has\n%s\nwant\n%s", got, everything)
 	}
+	g.set(t, "eth0", both) // the error does not stay
 }
 
 // Without the right to change the routing the Status says so, and OnChange tells.

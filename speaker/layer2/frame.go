@@ -251,15 +251,20 @@ func probe(addr netip.Addr, mac MAC) ([]byte, error) {
 }
 
 // poll asks the station to whether it still has addr, without claiming it. from is a link-local IPv6 address of the
-// asking interface; without one the question is a probe, whose answer goes to all nodes.
+// asking interface; without one the question is a probe, whose answer goes to all nodes. In IPv6 the packet is for the
+// group, though the frame is for one station: that station's kernel does not have the address, and would route a packet
+// to it, or say that it is unreachable.
 func poll(addr netip.Addr, mac, to MAC, from netip.Addr) ([]byte, error) {
 	if addr.Is4() {
 		return arpFrame(arp.OperationRequest, mac, to, mac, any4, MAC{}, addr)
 	}
-	if !from.IsValid() {
-		return ndpFrame(&ndp.NeighborSolicitation{TargetAddress: addr}, mac, to, any6, solicitedNode(addr))
+	question := &ndp.NeighborSolicitation{TargetAddress: addr}
+	if from.IsValid() {
+		question.Options = lla(ndp.Source, mac)
+	} else {
+		from = any6
 	}
-	return ndpFrame(&ndp.NeighborSolicitation{TargetAddress: addr, Options: lla(ndp.Source, mac)}, mac, to, from, addr)
+	return ndpFrame(question, mac, to, from, solicitedNode(addr))
 }
 
 func lla(kind ndp.Direction, mac MAC) []ndp.Option {

@@ -26,6 +26,9 @@ const (
 	Contested State = "Contested"
 )
 
+// States are all of them.
+func States() []State { return []State{Probing, Answering, Standby, Contested} }
+
 // holding is an address of the set. The atomics are shared with the readers; the rest belongs to Responder.mu.
 type holding struct {
 	addr   netip.Addr
@@ -36,6 +39,8 @@ type holding struct {
 	slots  map[int]*slot // by interface index
 	asked  int           // probes sent
 	probe  *task
+	seek   *task
+	sought time.Time // since when it is sought elsewhere; zero: it is not
 	rivals map[MAC]*rival
 	left   bool // was out of the set since the last sync, even if it is in it again
 	// defended is when the address was last defended against a stranger.
@@ -112,6 +117,7 @@ func (r *Responder) hold(want Address) *holding {
 	h := &holding{addr: want.Addr, want: want, slots: map[int]*slot{}, rivals: map[MAC]*rival{}}
 	h.quiet.Store(true)
 	h.probe = newTask(func(now time.Time) time.Time { return r.ask(h, now) })
+	h.seek = newTask(func(now time.Time) time.Time { return r.seek(h, now) })
 	return h
 }
 
@@ -138,6 +144,7 @@ func (r *Responder) drop(h *holding) {
 		r.forget(h, v)
 	}
 	r.plan.cancel(h.probe)
+	r.unsearch(h)
 	delete(r.held, h.addr)
 	r.news.add(string(h.state)+" ended", "no longer wanted", h.addr)
 	r.changed = true
@@ -147,7 +154,7 @@ func (r *Responder) drop(h *holding) {
 func (r *Responder) become(h *holding, state State, reason string, now time.Time) {
 	h.state, h.reason, h.since = state, reason, now
 	h.quiet.Store(state != Answering)
-	h.probing.Store(state == Probing)
+	h.probing.Store(state == Probing && !h.want.Used)
 	r.changed = true
 	r.news.add(string(state), reason, h.addr)
 	r.plan.cancel(h.probe)
@@ -166,6 +173,45 @@ func (r *Responder) become(h *holding, state State, reason string, now time.Time
 		h.asked = 0
 		r.plan.set(h.probe, now)
 	}
+	r.search(h, now)
+}
+
+// search begins or ends that an address is sought elsewhere.
+func (r *Responder) search(h *holding, now time.Time) {
+	switch wanted := h.want.Seek && h.state == Answering; {
+	case !wanted:
+		r.unsearch(h)
+	case h.sought.IsZero():
+		h.sought = now
+		r.seekers++
+		r.plan.set(h.seek, now.Add(r.seekPace(h, now)))
+	}
+}
+
+func (r *Responder) unsearch(h *holding) {
+	if !h.sought.IsZero() {
+		h.sought = time.Time{}
+		r.seekers--
+	}
+	r.plan.cancel(h.seek)
+}
+
+// seek asks everybody who has an address that this node answers for. A fellow's answer is a claim, which Judge judges.
+func (r *Responder) seek(h *holding, now time.Time) (next time.Time) {
+	r.question(h)
+	return now.Add(r.seekPace(h, now))
+}
+
+// seekPace is the time between two such questions. All stations of the network hear them: at most five a second are about
+// all addresses together. One answer is enough to have all asked for at once.
+func (r *Responder) seekPace(h *holding, now time.Time) time.Duration {
+	return max(fade(now.Sub(h.sought)), time.Duration(r.seekers)*200*time.Millisecond)
+}
+
+// fade is the time between two questions about what has been amiss for so long: often enough to find a network whole
+// again within moments of a short break.
+func fade(since time.Duration) time.Duration {
+	return min(max(since/100, 200*time.Millisecond), 10*time.Second)
 }
 
 // attach starts answering on a port.
@@ -243,7 +289,15 @@ func (r *Responder) ask(h *holding, now time.Time) (next time.Time) {
 		}
 		return time.Time{}
 	}
-	sent := false
+	if !r.question(h) {
+		return time.Time{}
+	}
+	h.asked++
+	return now.Add(limit.Interval)
+}
+
+// question asks everybody on every port who has an address, and reports whether any port could carry that.
+func (r *Responder) question(h *holding) (sent bool) {
 	for _, s := range h.slots {
 		if !s.port.link.Carrier {
 			continue
@@ -257,11 +311,22 @@ func (r *Responder) ask(h *holding, now time.Time) (next time.Time) {
 		}
 		sent = true
 	}
-	if !sent {
-		return time.Time{}
+	return sent
+}
+
+// repeat announces everything that is answered again.
+func (r *Responder) repeat(now time.Time) {
+	soon := now.Add(50 * time.Millisecond)
+	for _, h := range r.held {
+		for _, s := range h.slots {
+			if h.state != Answering || !s.port.link.Carrier || r.declare(h, s) {
+				continue
+			}
+			if s.task.index < 0 || s.task.at.After(soon) { // the queue was full
+				r.plan.set(s.task, soon)
+			}
+		}
 	}
-	h.asked++
-	return now.Add(limit.Interval)
 }
 
 // judge handles a claim that a reader heard.
@@ -288,7 +353,7 @@ func (r *Responder) judge(c heard) {
 	r.classify(h, v, verdict)
 	switch verdict {
 	case Yield:
-		if back {
+		if back || !h.sought.IsZero() {
 			r.welcome(h, v, now)
 		}
 		if h.state != Standby {
@@ -308,6 +373,9 @@ func (r *Responder) judge(c heard) {
 		r.plan.set(v.task, now.Add(strangerPoll))
 		switch h.state {
 		case Probing:
+			if h.want.Used {
+				break // it is announced within moments, which is the defence
+			}
 			r.become(h, Contested, "held by a stranger, "+c.claim.MAC.String(), now)
 		case Answering:
 			r.defend(h, c.index, now, defendInterval)
@@ -348,17 +416,18 @@ func (r *Responder) lose(v *rival, now time.Time) {
 	r.plan.set(v.task, now.Add(r.ghostPace(v, now)))
 }
 
-// ghostPace is the time between two questions to a speaker that fell silent: often enough to find a network whole again
-// within moments of a short break, and at most 50 questions a second to all of them together.
+// ghostPace is the time between two questions to a speaker that fell silent: at most 50 a second to all of them together.
 func (r *Responder) ghostPace(v *rival, now time.Time) time.Duration {
-	pace := min(max(now.Sub(v.lost)/100, 200*time.Millisecond), 10*time.Second)
-	return max(pace, time.Duration(r.ghosts)*20*time.Millisecond)
+	return max(fade(now.Sub(v.lost)), time.Duration(r.ghosts)*20*time.Millisecond)
 }
 
 // welcome is for a speaker that is back. Its answer was for this node only: told, alone as well, that the address was
-// here, it announces itself to all. Its other addresses are asked for at once.
+// here, it announces itself to all. Its other addresses are asked for at once, and so are those that are sought.
 func (r *Responder) welcome(h *holding, v *rival, now time.Time) {
 	for _, o := range r.held {
+		if !o.sought.IsZero() && o.seek.at.After(now) {
+			r.plan.set(o.seek, now)
+		}
 		if w := o.rivals[v.claim.MAC]; w != nil && !w.lost.IsZero() && w.task.at.After(now) {
 			r.plan.set(w.task, now)
 		}

@@ -472,6 +472,99 @@ func TestKernelTakeover(t *testing.T) {
 	}
 }
 
+// A network of two switches falls apart into one of each, with an owner and a client behind both, and is joined again
+// while nothing says so: no link of a node changed, and the speakers do not hear of each other. There is one owner within
+// moments, and the clients behind both switches know it.
+func TestKernelSplitHeals(t *testing.T) {
+	l := newLAN(t, 4)
+	near, far := l.hosts[2], l.hosts[3]
+	l.hub.run(t, "ip", "link", "add", "br1", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
+	l.hub.run(t, "ip", "link", "set", "br1", "up")
+	for _, port := range []string{"eth0-1", "eth0-3"} {
+		l.hub.run(t, "ip", "link", "set", port, "master", "br1")
+	}
+	l.hub.run(t, "ip", "link", "add", "trunk0", "type", "veth", "peer", "name", "trunk1")
+	l.hub.run(t, "ip", "link", "set", "trunk0", "master", "br0")
+	l.hub.run(t, "ip", "link", "set", "trunk1", "master", "br1", "up")
+	better, worse := l.hosts[0].mac(t, "eth0"), l.hosts[1].mac(t, "eth0")
+	judge := func(c Claim) Verdict {
+		switch c.MAC {
+		case better:
+			return Yield
+		case worse:
+			return Defend
+		}
+		return Stranger
+	}
+	one, two := l.hosts[0].start(t, Config{Judge: judge, Refresh: -1}), l.hosts[1].start(t, Config{Judge: judge, Refresh: -1})
+	one.Set(both())
+	two.Set([]Address{{Addr: vip4, Seek: true}, {Addr: vip6, Seek: true}})
+	near.routed(t)
+	far.routed(t)
+	for _, addr := range bothFamilies {
+		eventually(t, addr.String()+" is found on both sides", func() bool { return near.resolves(t, addr, better) && far.resolves(t, addr, worse) })
+		eventually(t, "the announcements of the beginning are over", func() bool {
+			return one.address(addr.String()).Announcements == 5 && two.address(addr.String()).Announcements == 5
+		})
+		// An entry that is believed in for now: only an announcement changes it.
+		far.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", worse.String(), "dev", "eth0", "nud", "permanent")
+		far.run(t, "ip", "neigh", "change", addr.String(), "dev", "eth0", "nud", "reachable")
+	}
+	l.hub.run(t, "ip", "link", "set", "trunk0", "up")
+	healed := time.Now()
+	for _, addr := range bothFamilies {
+		eventually(t, addr.String()+" has one owner", func() bool {
+			return two.address(addr.String()).Holder == better && one.address(addr.String()).State == Answering
+		})
+		eventually(t, addr.String()+" is known behind the other switch to have moved", func() bool {
+			got, _ := far.neighbour(t, addr.String())
+			return got == better.String()
+		})
+	}
+	t.Logf("whole again after %v", time.Since(healed).Round(time.Millisecond))
+}
+
+// A holder that is asked all the time whether it still is must not have its kernel route the questions, or refuse them.
+func TestKernelPollsAreNotRouted(t *testing.T) {
+	l := newLAN(t, 2)
+	holder, standby := l.hosts[0], l.hosts[1]
+	holder.run(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1", "net.ipv6.icmp.ratelimit=0")
+	holder.run(t, "ip", "-6", "route", "add", "unreachable", vip6.String()+"/128")
+	better := holder.mac(t, "eth0")
+	one := holder.start(t, Config{})
+	one.Set(addresses(vip6.String()))
+	answering(t, one, "eth0", vip6.String())
+	two := standby.start(t, Config{Judge: func(Claim) Verdict { return Yield }})
+	eventually(t, "the standby has a link-local address", func() bool {
+		links := two.Links()
+		return len(links) == 1 && links[0].linkLocal().IsValid()
+	})
+	two.Set([]Address{{Addr: vip6, Standby: true}})
+	eventually(t, "the standby watches", func() bool { return two.address(vip6.String()).Holder == better })
+	before := holder.errorsSent(t)
+	asked := one.address(vip6.String()).Requests
+	eventually(t, "asked many times", func() bool { return one.address(vip6.String()).Requests > asked+20 })
+	if n := holder.errorsSent(t) - before; n > 0 {
+		t.Errorf("the holder's kernel sent %d ICMPv6 errors about questions that were answered", n)
+	}
+	if got := one.address(vip6.String()); got.Replies+1 < got.Requests { // one may be under way
+		t.Errorf("%d of %d questions answered", got.Replies, got.Requests)
+	}
+}
+
+// errorsSent is how many times the kernel inside has said that an IPv6 address is unreachable.
+func (ns namespace) errorsSent(t *testing.T) (n int) {
+	t.Helper()
+	for line := range strings.Lines(ns.run(t, "cat", "/proc/net/snmp6")) {
+		if f := strings.Fields(line); f[0] == "Icmp6OutDestUnreachs" {
+			if _, err := fmt.Sscan(f[1], &n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return n
+}
+
 // After Run nothing is left: no socket, no goroutine.
 func TestKernelLeavesNothing(t *testing.T) {
 	l := newLAN(t, 1)

@@ -22,7 +22,7 @@ var namespaces atomic.Int64
 // namespace is a network namespace that lives as long as the test.
 type namespace string
 
-func newNamespace(t *testing.T) namespace {
+func newNamespace(t testing.TB) namespace {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root for network namespaces")
@@ -81,7 +81,7 @@ type lan struct {
 	hosts []namespace
 }
 
-func newLAN(t *testing.T, hosts int) lan {
+func newLAN(t testing.TB, hosts int) lan {
 	t.Helper()
 	l := lan{hub: newNamespace(t)}
 	l.hub.run(t, "ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
@@ -97,7 +97,7 @@ func newLAN(t *testing.T, hosts int) lan {
 }
 
 // plug connects a host to the switch by a new interface.
-func (l lan) plug(t *testing.T, host int, name string) {
+func (l lan) plug(t testing.TB, host int, name string) {
 	t.Helper()
 	port := fmt.Sprintf("%s-%d", name, host)
 	l.hub.run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", string(l.hosts[host]))
@@ -106,7 +106,7 @@ func (l lan) plug(t *testing.T, host int, name string) {
 }
 
 // mac is the hardware address of an interface.
-func (ns namespace) mac(t *testing.T, name string) MAC {
+func (ns namespace) mac(t testing.TB, name string) MAC {
 	t.Helper()
 	text := strings.TrimSpace(ns.run(t, "cat", "/sys/class/net/"+name+"/address"))
 	var m MAC
@@ -138,14 +138,14 @@ func (ns namespace) forget(t *testing.T, addr string) {
 }
 
 // start runs a Responder inside until the test ends.
-func (ns namespace) start(t *testing.T, config Config) *Responder {
+func (ns namespace) start(t testing.TB, config Config) *Responder {
 	t.Helper()
 	r, _ := ns.startUntil(t, config)
 	return r
 }
 
 // startUntil runs a Responder until stop is called, at the latest at the end of the test.
-func (ns namespace) startUntil(t *testing.T, config Config) (r *Responder, stop func()) {
+func (ns namespace) startUntil(t testing.TB, config Config) (r *Responder, stop func()) {
 	t.Helper()
 	if config.Log == nil {
 		config.Log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
@@ -169,7 +169,7 @@ func (ns namespace) startUntil(t *testing.T, config Config) (r *Responder, stop 
 	return r, stop
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(string(bytes.TrimSpace(b)))
@@ -177,7 +177,7 @@ func (w testWriter) Write(b []byte) (int, error) {
 }
 
 // eventually polls a state until it holds.
-func eventually(t *testing.T, what string, holds func() bool) {
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -197,7 +197,7 @@ func (r *Responder) address(addr string) AddressStatus {
 }
 
 // answering waits until the addresses are answered on the interfaces.
-func answering(t *testing.T, r *Responder, interfaces string, addrs ...string) {
+func answering(t testing.TB, r *Responder, interfaces string, addrs ...string) {
 	t.Helper()
 	for _, a := range addrs {
 		eventually(t, a+" answered on "+interfaces, func() bool {

@@ -37,10 +37,20 @@ type Address struct {
 	// takes over when it no longer answers, within PollMisses + 1 times Config.PollInterval. An address of which no holder
 	// was ever heard stays silent. What was taken over is kept, until a holder is heard that Judge says to yield to.
 	Standby bool
+
+	// Used says that another speaker has announced the address before, so that Probe only finds out whether that one still
+	// holds it. A stranger who claims the address meanwhile is one who came later: it is told, and does not keep the
+	// address from being announced.
+	Used bool
+
+	// Seek says that a speaker with a better right to the address may hold it where this node does not hear it now. While
+	// the address is answered, the network is asked whether it is whole again, ever more rarely.
+	Seek bool
 }
 
 func (a Address) equal(b Address) bool {
-	return a.Addr == b.Addr && a.Probe == b.Probe && a.Standby == b.Standby && slices.Equal(a.Interfaces, b.Interfaces)
+	return a.Addr == b.Addr && a.Probe == b.Probe && a.Standby == b.Standby && a.Used == b.Used && a.Seek == b.Seek &&
+		slices.Equal(a.Interfaces, b.Interfaces)
 }
 
 // Probe is how to find out whether an address is free.
@@ -58,7 +68,7 @@ type Claim struct {
 	Interface string // on which it was heard
 	MAC       MAC    // of the claimant
 	// Probe is set when the station does not have the address yet but is about to take it. Such a claim is judged only
-	// while the address is probed here as well.
+	// while the address is probed here as well, for the first time ever.
 	Probe bool
 }
 
@@ -84,8 +94,8 @@ const (
 type Conflict struct {
 	Claim
 	Since time.Time
-	// Before is set when the claim was heard while probing: the address has not been announced and will not be until
-	// the stranger is gone.
+	// Before is set when the claim was heard while probing for the first time ever (RFC 5227 section 2.1), not for a
+	// takeover: the address has not been announced and will not be until the stranger is gone.
 	Before bool
 	// Over is set in the last report of a conflict: the stranger no longer answers for the address, is a stranger no
 	// more, or the address left the set.
@@ -137,6 +147,7 @@ type Responder struct {
 	want    map[netip.Addr]Address
 	fresh   bool // want or links differ from what the last sync saw
 	rejudge bool
+	anew    bool // everything is to be announced again
 	held    map[netip.Addr]*holding
 	links   map[int]Link
 	ports   map[portKey]*port
@@ -145,6 +156,7 @@ type Responder struct {
 	retry   *task
 	yields  int      // rivals that hold
 	ghosts  int      // rivals that are lost
+	seekers int      // holdings that are sought elsewhere
 	news    news     // to be logged
 	calls   []func() // callbacks to be made without the lock
 	changed bool     // OnChange is due
@@ -202,7 +214,7 @@ func (r *Responder) Set(want []Address) {
 			} else {
 				a.Interfaces = nil
 			}
-			a.Standby = a.Standby && twin.Standby
+			a.Standby, a.Used, a.Seek = a.Standby && twin.Standby, a.Used && twin.Used, a.Seek || twin.Seek
 		}
 		next[a.Addr] = a
 	}
@@ -214,6 +226,18 @@ func (r *Responder) Set(want []Address) {
 		h.left = h.left || !ok
 		h.quiet.Store(h.left || h.state != Answering)
 	}
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Announce announces again, once, all that is answered: for a caller who learns that the network has changed behind the
+// links, and that stations there may believe the addresses to be elsewhere.
+func (r *Responder) Announce() {
+	r.mu.Lock()
+	r.anew = true
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
@@ -330,6 +354,10 @@ func (r *Responder) step(now time.Time) time.Duration {
 		r.fresh = false
 		r.sync(now)
 	}
+	if r.anew {
+		r.anew = false
+		r.repeat(now)
+	}
 	r.plan.due(now)
 	rest := time.Hour
 	if at, ok := r.plan.next(); ok {
@@ -413,6 +441,7 @@ func (r *Responder) sync(now time.Time) {
 			r.become(h, Standby, "another is chosen", now)
 		}
 		h.want = want
+		r.search(h, now)
 	}
 	wants := map[portKey]map[netip.Addr]*holding{}
 	for addr, h := range r.held {

@@ -307,6 +307,45 @@ func TestProbeFindsStranger(t *testing.T) {
 	}
 }
 
+// Who takes over an address that others announced does not leave it to a stranger: that is a conflict like any later one.
+func TestTakeoverFindsStranger(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			reports, s := a.reporting(t)
+			confirm := Probe{Count: 3, Interval: 30 * time.Millisecond}
+			s.set(Address{Addr: addr, Probe: confirm, Used: true})
+			question, err := probe(addr, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.transmit(question)
+			if got := reports(); s.state(addr) != "Probing" || len(got) > 0 {
+				t.Errorf("%s: asked for by a stranger: %s, reported %+v", addr, s.state(addr), got)
+			}
+			claim, err := announcement(addr, client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.transmit(claim[0])
+			time.Sleep(90 * time.Millisecond)
+			if got := s.state(addr); got != "Answering eth0" {
+				t.Errorf("%s: %s", addr, got)
+			}
+			if got := announced(a.take(), addr); !slices.Contains(got, 90*time.Millisecond) {
+				t.Errorf("%s: announced at %v", addr, got)
+			}
+			if got := reports(); len(got) != 1 || got[0].MAC != client || got[0].Before || got[0].Over {
+				t.Errorf("%s: reported %+v", addr, got)
+			}
+			if c := s.address(addr.String()).Conflicts; len(c) != 1 || c[0].Before {
+				t.Errorf("%s: conflicts %+v", addr, c)
+			}
+			s.stop()
+		})
+	}
+}
+
 func TestConflict(t *testing.T) {
 	for _, addr := range bothFamilies {
 		synctest.Test(t, func(t *testing.T) {
@@ -459,6 +498,82 @@ func TestFencingAfterPartition(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Both sides of a network that fell apart have owners that never heard each other. When it is whole again, and nobody says
+// so, the worse ones find out, and the better ones tell everybody.
+func TestSeek(t *testing.T) {
+	for _, tt := range []struct {
+		addrs  int
+		apart  time.Duration
+		within time.Duration
+	}{
+		{1, time.Second, 200 * time.Millisecond},
+		{1, 10 * time.Second, 200 * time.Millisecond},
+		{1, time.Hour, 10 * time.Second},
+		{100, time.Hour, time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			one, two := a.station(t, 1, Config{Judge: order(1), Refresh: -1}), a.station(t, 2, Config{Judge: order(2), Refresh: -1})
+			a.part(func(x, y MAC) bool { return x[5]%2 != y[5]%2 })
+			var own, sought []Address
+			for i := range tt.addrs {
+				for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{198, 18, 0, byte(i)}), netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i)})} {
+					own, sought = append(own, Address{Addr: addr}), append(sought, Address{Addr: addr, Seek: true})
+				}
+			}
+			one.set(own...)
+			two.set(sought...)
+			time.Sleep(max(tt.apart-10*time.Second, 0))
+			a.take()
+			time.Sleep(min(tt.apart, 10*time.Second))
+			if n := len(a.take()); tt.apart > time.Minute && n > 51 {
+				t.Errorf("%+v: %d frames in 10 s", tt, n)
+			}
+			a.part(nil)
+			time.Sleep(tt.within)
+			told := map[netip.Addr]bool{}
+			for _, f := range a.take() {
+				told[f.claim] = told[f.claim] || f.claimMAC == mac(1) && !MAC(f.frame[:6]).station()
+			}
+			for _, w := range own {
+				if got := two.state(w.Addr); got != "Standby" || one.state(w.Addr) != "Answering eth0" || !told[w.Addr] {
+					t.Fatalf("%+v: %s: the worse one is %s, and that the better one has it was told: %v", tt, w.Addr, got, told[w.Addr])
+				}
+			}
+			time.Sleep(10 * time.Second)
+			a.take()
+			time.Sleep(100 * time.Millisecond)
+			for _, f := range a.take() {
+				if f.ask && !MAC(f.frame[:6]).station() {
+					t.Fatalf("%+v: afterwards, too, everybody is asked: %x", tt, f.frame)
+				}
+			}
+			one.stop()
+			two.stop()
+		})
+	}
+}
+
+// A caller that knows the network to have changed has everything announced again, once.
+func TestAnnounceAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		s := a.station(t, 2, Config{Judge: order(2), Refresh: -1})
+		standby := vip4.Next()
+		s.set(Address{Addr: vip4}, Address{Addr: vip6}, Address{Addr: standby, Standby: true})
+		time.Sleep(time.Minute)
+		a.take()
+		s.Announce()
+		time.Sleep(time.Minute)
+		sent := a.take()
+		for addr, want := range map[netip.Addr]int{vip4: 1, vip6: 1, standby: 0} {
+			if got := announced(sent, addr); len(got) != want {
+				t.Errorf("%s is announced at %v, want %d times", addr, got, want)
+			}
+		}
+	})
 }
 
 func TestStandby(t *testing.T) {

@@ -78,15 +78,19 @@ type holding struct {
 	announcements []int // when to make them
 	rival         int   // the fellow that it has yielded to, -1: it answers
 	poll, misses  int
+	sought        int // since when everybody is asked who else has it, 0: nobody is
+	seek          int // when to ask next
 }
 
-// schedule of the announcements after an address is taken. Later ones come every refresh, which is much rarer in life:
-// two parts of a network that have two owners, and grow together without the speakers hearing of each other in the
-// group, find out by it.
+// schedule of the announcements after an address is taken. Later ones come every refresh: too rarely to find out by them
+// that two parts of a network that have two owners have grown together without the speakers hearing of each other in
+// the group. For that, who takes fellows with a better right for dead asks everybody, ever more rarely.
 var schedule = []int{0, 10, 50, 100}
 
 const (
-	refresh      = 150
+	refresh      = 6000
+	seekLeast    = 20
+	seekMost     = 1000
 	pollInterval = 5
 	pollMisses   = 2
 )
@@ -299,6 +303,9 @@ func (w *world) learn(i int, s *speaker) {
 	if s.joined && (s.plan == nil || s.knows != old || !joined) {
 		w.changed = w.now
 		w.set(i, s)
+		if s.knows.alive&^old.alive != 0 {
+			w.repeat(i, s)
+		}
 	}
 }
 
@@ -313,14 +320,39 @@ func (w *world) set(i int, s *speaker) {
 			h = &holding{}
 			w.take(h)
 		}
+		switch {
+		case !w.dead(s, s.plan.Before(addr, name(i))):
+			h.sought = 0
+		case h.sought == 0:
+			h.sought, h.seek = w.now, w.now+seekLeast
+		}
 		want[addr] = h
 	}
 	s.held = want
 	w.moment = true
 }
 
+// repeat has a speaker that learns of a fellow announce everything once more: the network may have grown together.
+func (w *world) repeat(i int, s *speaker) {
+	for _, addr := range s.addrs {
+		if s.answers(addr) {
+			w.announce(i, addr)
+		}
+	}
+}
+
+// dead says whether a speaker takes one of some nodes for dead.
+func (w *world) dead(s *speaker, nodes map[string]bool) bool {
+	for j := range w.speakers {
+		if nodes[name(j)] && s.knows.alive>>j&1 == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (w *world) take(h *holding) {
-	*h = holding{rival: -1}
+	*h = holding{rival: -1, sought: h.sought, seek: h.seek}
 	w.moment = true
 	for _, after := range schedule {
 		h.announcements = append(h.announcements, w.now+after)
@@ -375,7 +407,7 @@ func (w *world) hear(i int, s *speaker, f frame) {
 	switch {
 	case h == nil:
 	case s.plan.Before(f.addr, name(i))[name(f.from)]:
-		*h = holding{rival: f.from, poll: w.now + pollInterval}
+		*h = holding{rival: f.from, poll: w.now + pollInterval, sought: h.sought, seek: h.seek}
 		w.moment = true
 	case h.rival < 0:
 		w.announce(i, f.addr)
@@ -398,6 +430,10 @@ func (w *world) act(i int, addr netip.Addr, h *holding) {
 			}
 			w.announce(i, addr)
 		}
+		if h.sought > 0 && w.now >= h.seek {
+			h.seek = w.now + min(max((w.now-h.sought)/100, seekLeast), seekMost)
+			w.ask(i, addr)
+		}
 		return
 	}
 	if w.now < h.poll {
@@ -409,6 +445,15 @@ func (w *world) act(i int, addr netip.Addr, h *holding) {
 	}
 	if h.misses >= pollMisses {
 		w.take(h)
+	}
+}
+
+// ask has everybody on a speaker's segment who answers for an address say so to that speaker.
+func (w *world) ask(i int, addr netip.Addr) {
+	for j, s := range w.speakers {
+		if j != i && w.segment[j] == w.segment[i] && s.answers(addr) && w.rand.Float64() >= w.loss {
+			w.hear(i, w.speakers[i], frame{from: j, addr: addr})
+		}
 	}
 }
 
