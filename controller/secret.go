@@ -20,26 +20,27 @@ import (
 const (
 	membersSecret = "clarion-memberlist"
 	membersKeys   = "keys"
-	membersRetry  = 5 * time.Second
+	membersRetry  = 5 * time.Second // after a failure
+	membersAgain  = time.Minute     // somebody may have deleted it: speakers that start later would wait for ever
 )
 
-// setupMembersKey has the leader make the Secret when there is none. One that is there is left as it is.
+// setupMembersKey has the leader make the Secret whenever there is none. One that is there is left as it is.
 func setupMembersKey(mgr manager.Manager, namespace string, log *slog.Logger) error {
 	return mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
 		for {
+			wait := membersAgain
 			err := createMembersKey(ctx, mgr.GetClient(), namespace)
 			switch {
 			case err == nil:
 				log.Info("key for the speakers made", "secret", namespace+"/"+membersSecret)
-				return nil
-			case apierrors.IsAlreadyExists(err):
-				return nil
+			case !apierrors.IsAlreadyExists(err):
+				log.Warn("cannot make the key for the speakers", "error", err)
+				wait = membersRetry
 			}
-			log.Warn("cannot make the key for the speakers", "error", err)
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(membersRetry):
+			case <-time.After(wait):
 			}
 		}
 	}))

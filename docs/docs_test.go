@@ -89,6 +89,7 @@ func TestObjects(t *testing.T) {
 		"L2Advertisement":  func() any { return &v1beta1.L2Advertisement{} },
 		"BGPAdvertisement": func() any { return &v1beta1.BGPAdvertisement{} },
 		"BGPPeer":          func() any { return &v1beta1.BGPPeer{} },
+		"BFDProfile":       func() any { return &v1beta1.BFDProfile{} },
 	}
 	found := 0
 	for name, page := range documents(t) {
@@ -158,5 +159,36 @@ func TestRouters(t *testing.T) {
 				t.Errorf("%s: %v\n%s", strings.Join(c.command, " "), err, out)
 			}
 		})
+	}
+}
+
+// Every metric that a page or an alert names is one that a program serves.
+func TestMetrics(t *testing.T) {
+	served := map[string]bool{}
+	for _, f := range []string{"../controller/metrics.go", "../speaker/metrics.go"} {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`"(clarion_[a-z0-9_]+)"`).FindAllStringSubmatch(string(b), -1) {
+			served[m[1]] = true
+		}
+	}
+	pages := documents(t)
+	alerts, err := os.ReadFile("../config/monitoring/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages["alerts.yaml"] = string(alerts)
+	named := 0
+	for name, page := range pages {
+		for _, m := range regexp.MustCompile(`\bclarion_[a-z0-9_]+`).FindAllString(page, -1) {
+			if named++; !served[m] {
+				t.Errorf("%s: nobody serves %s", name, m)
+			}
+		}
+	}
+	if len(served) < 20 || named < 20 {
+		t.Errorf("%d metrics found, named %d times", len(served), named)
 	}
 }
