@@ -50,6 +50,7 @@ type conditions struct {
 
 	speakers map[string]*v1beta1.Speaker // guarded by the snapshot's lock
 	services map[string]bool             // Services to look at again
+	warned   map[string]bool             // Services whose users were told last that they are not announced
 }
 
 // setupConditions adds the writer to the manager. Its snapshot is kept on standbys too; only the leader writes.
@@ -57,7 +58,7 @@ func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, 
 	c := &conditions{
 		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, counters: n, events: mgr.GetEventRecorder("clarion-controller"), log: log,
 		snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
-		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
+		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, warned: map[string]bool{},
 	}
 	ctx := context.Background() // informers run until the manager's cache ends
 	synced, err := c.snapshot.Watch(ctx, c.cache, log, c.poke)
@@ -263,6 +264,7 @@ func (c *conditions) service(ctx context.Context, key string, r *reports) (*chan
 	ns, name, _ := strings.Cut(key, "/")
 	svc := &corev1.Service{}
 	if err := c.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, svc); err != nil {
+		delete(c.warned, key)
 		return nil, client.IgnoreNotFound(err)
 	}
 	old := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced)
@@ -289,7 +291,7 @@ func (c *conditions) service(ctx context.Context, key string, r *reports) (*chan
 	}
 	ch := &change{object: next, patch: client.StrategicMergeFrom(svc)}
 	if now := meta.FindStatusCondition(next.Status.Conditions, v1beta1.ConditionAnnounced); now != nil {
-		ch.event = c.announcedEvent(svc, old, now)
+		ch.event = c.announcedEvent(key, svc, old, now)
 	}
 	return ch, nil
 }
@@ -298,8 +300,8 @@ func (c *conditions) service(ctx context.Context, key string, r *reports) (*chan
 const maxNote = 1024
 
 // announcedEvent is the event to go with a change of the condition Announced: one when nobody announces a Service, or
-// for another reason than before, and one when it is announced again.
-func (c *conditions) announcedEvent(svc *corev1.Service, old, now *metav1.Condition) func() {
+// for another reason than before, and after that one when it is announced, be it pending in between.
+func (c *conditions) announcedEvent(key string, svc *corev1.Service, old, now *metav1.Condition) func() {
 	troubled := func(x *metav1.Condition) bool {
 		return x != nil && x.Status == metav1.ConditionFalse && x.Reason != reasonPending
 	}
@@ -307,7 +309,7 @@ func (c *conditions) announcedEvent(svc *corev1.Service, old, now *metav1.Condit
 	switch {
 	case troubled(now) && (!troubled(old) || old.Reason != now.Reason):
 		typ = corev1.EventTypeWarning
-	case now.Status == metav1.ConditionTrue && troubled(old):
+	case now.Status == metav1.ConditionTrue && (troubled(old) || c.warned[key]):
 	default:
 		return nil
 	}
@@ -315,7 +317,13 @@ func (c *conditions) announcedEvent(svc *corev1.Service, old, now *metav1.Condit
 	if len(message) > maxNote {
 		message = message[:maxNote]
 	}
-	return func() { c.events.Eventf(svc, nil, typ, now.Reason, action, "%s", message) }
+	return func() {
+		if c.events.Eventf(svc, nil, typ, now.Reason, action, "%s", message); typ == corev1.EventTypeWarning {
+			c.warned[key] = true
+		} else {
+			delete(c.warned, key)
+		}
+	}
 }
 
 // objects are the changes of the configuration objects' statuses.

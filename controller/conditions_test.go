@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,7 +114,7 @@ func (s statusStore) Patch(_ context.Context, o client.Object, _ client.Patch, _
 func newConditions(s *store, holds func() bool) *conditions {
 	c := &conditions{
 		client: s, holds: holds, events: events.NewFakeRecorder(100000), log: slog.New(slog.DiscardHandler), snapshot: snapshot.New(true),
-		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{},
+		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, warned: map[string]bool{},
 	}
 	if _, err := c.snapshot.Watch(context.Background(), s.informers, c.log, c.poke); err != nil {
 		s.t.Fatal(err)
@@ -373,5 +374,40 @@ func BenchmarkChanges(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestAnnouncedEvents: whoever was warned that a Service is not announced is told when it is, also when a speaker was
+// about to announce it in between; who was not is told nothing.
+func TestAnnouncedEvents(t *testing.T) {
+	s := newStore(t)
+	c := newConditions(s, func() bool { return true })
+	recorder := c.events.(*events.FakeRecorder)
+	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}}
+	cond := func(status metav1.ConditionStatus, reason string) *metav1.Condition {
+		return &metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: status, Reason: reason, Message: "m"}
+	}
+	pending, good, bad := cond("False", reasonPending), cond("True", "Announced"), cond("False", reasonNoNode)
+	var old *metav1.Condition
+	for n, step := range []struct {
+		now  *metav1.Condition
+		want string
+	}{
+		{pending, ""}, {good, ""}, {bad, "Warning"}, {cond("False", reasonSessionDown), "Warning"}, {pending, ""}, {good, "Normal"},
+		{pending, ""}, {good, ""}, {bad, "Warning"}, {good, "Normal"},
+	} {
+		if event := c.announcedEvent("default/web", svc, old, step.now); event != nil {
+			event()
+		}
+		got := ""
+		select {
+		case text := <-recorder.Events:
+			got, _, _ = strings.Cut(text, " ")
+		default:
+		}
+		if got != step.want {
+			t.Errorf("step %d, %s: event %q, want %q", n, step.now.Reason, got, step.want)
+		}
+		old = step.now
 	}
 }
