@@ -79,7 +79,7 @@ func TestInterfaceReturns(t *testing.T) {
 	n := newNetwork(t)
 	g, _ := n.node.start(t)
 	g.set(t, "eth0", both)
-	n.node.ip(t, "link del eth0")
+	n.node.IP(t, "link del eth0")
 	if got, want := n.node.guarded(t), strings.ReplaceAll(everything, "eth0", "eth0 [detached]"); got != want {
 		t.Errorf("without the interface the kernel has\n%s\nwant\n%s", got, want)
 	}
@@ -98,7 +98,7 @@ func TestInterfaceReturns(t *testing.T) {
 // the proxy rejects of the pod's is rejected.
 func TestServicesAreReached(t *testing.T) {
 	n := newNetwork(t)
-	n.node.ip(t, "link add ipvs0 type bridge")
+	n.node.IP(t, "link add ipvs0 type bridge")
 	rules := "table inet proxy {\n"
 	for _, hook := range []string{"prerouting", "output"} {
 		rules += "chain " + hook + " { type nat hook " + hook + " priority -100;\n"
@@ -114,21 +114,21 @@ func TestServicesAreReached(t *testing.T) {
 		rules += fmt.Sprintf("%s daddr %s reject with icmpx port-unreachable\n", map[bool]string{true: "ip", false: "ip6"}[s.unused.Is4()], s.rejected)
 	}
 	rules += "}\n"
-	nft := exec.Command("ip", "netns", "exec", string(n.node), "nft", "-f", "-")
+	nft := exec.Command("ip", "netns", "exec", n.node.Name, "nft", "-f", "-")
 	nft.Stdin = strings.NewReader(rules + "}\n")
 	if out, err := nft.CombinedOutput(); err != nil {
 		t.Fatalf("nft: %v\n%s\n%s", err, out, rules)
 	}
 	for _, s := range sides {
-		n.node.ip(t, fmt.Sprintf("addr add %s/%d dev ipvs0", s.own, s.own.BitLen()))
+		n.node.IP(t, fmt.Sprintf("addr add %s/%d dev ipvs0", s.own, s.own.BitLen()))
 		n.pod.serve(t, netip.AddrPortFrom(s.podAddr, 8080), "pod")
 		n.client.serve(t, netip.AddrPortFrom(s.clientAddr, 8080), "client")
 		n.node.serve(t, netip.AddrPortFrom(s.own, 80), "node")
 	}
 	leaves := func() (out string) {
 		for _, s := range sides {
-			out += n.node.ip(t, "route get "+s.unused.String())
-			out += n.node.ip(t, fmt.Sprintf("route get %s from %s iif veth0", s.unused, s.podAddr))
+			out += n.node.IP(t, "route get "+s.unused.String())
+			out += n.node.IP(t, fmt.Sprintf("route get %s from %s iif veth0", s.unused, s.podAddr))
 		}
 		return out
 	}
@@ -172,8 +172,8 @@ func TestServicesAreReached(t *testing.T) {
 // The guard follows what is wanted, adds nothing twice, and leaves nothing behind.
 func TestKernelState(t *testing.T) {
 	ns := newNode(t)
-	ns.ip(t, "rule add priority 500 from 192.0.2.9 lookup 100")
-	ns.ip(t, "route add unreachable 203.0.113.0/24 table 100")
+	ns.IP(t, "rule add priority 500 from 192.0.2.9 lookup 100")
+	ns.IP(t, "route add unreachable 203.0.113.0/24 table 100")
 	before := ns.routing(t)
 
 	g, stop := ns.start(t)
@@ -224,7 +224,7 @@ func TestKernelState(t *testing.T) {
 // crash leaves behind what a Guard had in the kernel when its process was killed.
 func (ns namespace) crash(t *testing.T, interfaces, prefixes string) {
 	t.Helper()
-	err := ns.enter(func() error {
+	err := ns.Enter(func() error {
 		k, err := openKernel()
 		if err != nil {
 			return err
@@ -242,7 +242,7 @@ func (ns namespace) crash(t *testing.T, interfaces, prefixes string) {
 func (ns namespace) watch(t *testing.T) (changes func() []string) {
 	t.Helper()
 	var seen *kernel
-	if err := ns.enter(func() (err error) { seen, err = openKernel(); return err }); err != nil {
+	if err := ns.Enter(func() (err error) { seen, err = openKernel(); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { seen.stopWatching(); seen.close() })
@@ -251,8 +251,8 @@ func (ns namespace) watch(t *testing.T) (changes func() []string) {
 		unix.RTM_NEWROUTE: "add route", unix.RTM_DELROUTE: "remove route",
 	}
 	return func() (list []string) {
-		ns.ip(t, "route add unreachable 203.0.113.0/24 table 100") // ends what is read of the events
-		defer ns.ip(t, "route flush table 100")
+		ns.IP(t, "route add unreachable 203.0.113.0/24 table 100") // ends what is read of the events
+		defer ns.IP(t, "route flush table 100")
 		for {
 			messages, _, err := seen.events.Receive()
 			if err != nil {
@@ -342,8 +342,8 @@ func TestLeftUntilFirstSet(t *testing.T) {
 	ns.crash(t, "eth0", both)
 	g, stop := ns.start(t)
 	// Changes in the guard's table make the guard look.
-	ns.ip(t, fmt.Sprintf("route add unreachable 203.0.113.0/24 table %d", Table))
-	ns.ip(t, fmt.Sprintf("route del unreachable 203.0.113.0/24 table %d", Table))
+	ns.IP(t, fmt.Sprintf("route add unreachable 203.0.113.0/24 table %d", Table))
+	ns.IP(t, fmt.Sprintf("route del unreachable 203.0.113.0/24 table %d", Table))
 	if got := ns.guarded(t); got != everything {
 		t.Errorf("before the first Set the kernel has\n%s\nwant\n%s", got, everything)
 	}
@@ -373,11 +373,11 @@ func TestWrongOnes(t *testing.T) {
 		"-6 route add unreachable 2001:db8:96::/112 metric 5 " + own,   //
 		"-6 route add unreachable 2001:db8:97::/112 metric 512 " + own, //
 	} {
-		ns.ip(t, line)
+		ns.IP(t, line)
 	}
 	foreign := []string{"rule add priority 500 from 192.0.2.9 lookup 100", "rule add iif eth0 priority 400 lookup 100", "route add unreachable 198.18.0.0/16 table 100"}
 	for _, line := range foreign {
-		ns.ip(t, line)
+		ns.IP(t, line)
 	}
 	g, _ := ns.start(t)
 	g.set(t, "eth0", both)
@@ -422,7 +422,7 @@ func TestRepair(t *testing.T) {
 		{"-4 rule flush", "-6 rule flush", "-4 route flush table " + table, "-6 route flush table " + table}, // as a network manager does
 	} {
 		for _, line := range lines {
-			ns.ip(t, line)
+			ns.IP(t, line)
 		}
 		eventually(t, "the guard is back after "+strings.Join(lines, ", "), func() bool { return ns.guarded(t) == everything })
 	}
@@ -431,7 +431,7 @@ func TestRepair(t *testing.T) {
 // The guard works where IPv6 is switched off on the interfaces.
 func TestIPv6SwitchedOff(t *testing.T) {
 	ns := newNode(t)
-	ns.run(t, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1")
+	ns.Run(t, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1")
 	g, _ := ns.start(t)
 	g.set(t, "eth0", both)
 	if got := ns.guarded(t); got != everything {
@@ -487,7 +487,7 @@ func TestNotPermitted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- ns.enter(func() error {
+		done <- ns.Enter(func() error {
 			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 			var none [2]unix.CapUserData
 			if err := unix.Capset(&header, &none[0]); err != nil {

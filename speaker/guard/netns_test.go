@@ -8,12 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,83 +18,33 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/clarionlb/clarion/internal/netnstest"
 )
 
-var namespaces atomic.Int64
-
 // namespace is a network namespace that lives as long as the test.
-type namespace string
+type namespace struct{ netnstest.Namespace }
 
-func newNamespace(t *testing.T) namespace {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root for network namespaces")
-	}
-	ns := namespace(fmt.Sprintf("cgd-%d-%d", os.Getpid(), namespaces.Add(1)))
-	command(t, "ip", "netns", "add", string(ns))
-	t.Cleanup(func() { command(t, "ip", "netns", "del", string(ns)) })
-	ns.run(t, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0",
+func newNamespace(t testing.TB) namespace {
+	return namespace{netnstest.New(t,
 		"net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
 		"net.ipv4.conf.all.send_redirects=0", "net.ipv4.conf.default.send_redirects=0",
-		"net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")
-	ns.run(t, "ip", "link", "set", "lo", "up")
-	return ns
+		"net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")}
 }
 
 // newNode is a namespace with two interfaces.
 func newNode(t *testing.T) namespace {
 	t.Helper()
 	ns := newNamespace(t)
-	ns.ip(t, "link add eth0 type bridge")
-	ns.ip(t, "link add eth1 type bridge")
+	ns.IP(t, "link add eth0 type bridge")
+	ns.IP(t, "link add eth1 type bridge")
 	return ns
-}
-
-func command(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// run runs a command inside, which must succeed, and returns its output.
-func (ns namespace) run(t testing.TB, args ...string) string {
-	t.Helper()
-	return command(t, append([]string{"ip", "netns", "exec", string(ns)}, args...)...)
-}
-
-// ip runs ip(8) inside.
-func (ns namespace) ip(t testing.TB, line string) string {
-	t.Helper()
-	return command(t, append([]string{"ip", "-n", string(ns)}, strings.Fields(line)...)...)
-}
-
-// enter runs f on a thread inside; the thread ends with it.
-func (ns namespace) enter(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime then drops the thread
-		done <- func() error {
-			fd, err := unix.Open("/run/netns/"+string(ns), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-done
 }
 
 // routing is all rules and routes of the namespace, without what the kernel counts.
 func (ns namespace) routing(t testing.TB) string {
 	t.Helper()
-	return ns.ip(t, "-4 rule") + ns.ip(t, "-6 rule") + ns.ip(t, "-4 route show table all") + ns.ip(t, "-6 route show table all")
+	return ns.IP(t, "-4 rule") + ns.IP(t, "-6 rule") + ns.IP(t, "-4 route show table all") + ns.IP(t, "-6 route show table all")
 }
 
 // guarded is the rules and routes of the namespace that are the guard's, as ip(8) shows them, in order.
@@ -107,7 +53,7 @@ func (ns namespace) guarded(t testing.TB) string {
 	var lines []string
 	for _, f := range []string{"-4", "-6"} {
 		for _, what := range []string{"rule", "route show table all"} {
-			for _, l := range strings.Split(ns.ip(t, f+" -d "+what), "\n") {
+			for _, l := range strings.Split(ns.IP(t, f+" -d "+what), "\n") {
 				if strings.Contains(l, fmt.Sprint(Table)) {
 					lines = append(lines, f+" "+strings.Join(strings.Fields(l), " "))
 				}
@@ -124,7 +70,7 @@ func (ns namespace) start(t *testing.T) (g *Guard, stop func()) {
 	g = New(Config{Log: slog.New(slog.NewTextHandler(testWriter{t}, nil))})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- ns.enter(func() error { return g.Run(ctx) }) }()
+	go func() { done <- ns.Enter(func() error { return g.Run(ctx) }) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -223,14 +169,14 @@ func newNetwork(t *testing.T) network {
 	t.Helper()
 	n := network{newNamespace(t), newNamespace(t), newNamespace(t), newNamespace(t)}
 	for _, ns := range []namespace{n.router, n.node} {
-		ns.run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+		ns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	}
 	wire(t, n.client, "eth0", []string{"198.51.100.2/24", "2001:db8:51::2/64"}, n.router, "outside", []string{"198.51.100.1/24", "2001:db8:51::1/64"})
 	wire(t, n.pod, "eth0", []string{"198.19.0.2/24", "2001:db8:44::2/64"}, n.node, "veth0", []string{"198.19.0.1/24", "2001:db8:44::1/64"})
-	n.client.ip(t, "route add default via 198.51.100.1")
-	n.client.ip(t, "route add default via 2001:db8:51::1")
-	n.pod.ip(t, "route add default via 198.19.0.1")
-	n.pod.ip(t, "route add default via 2001:db8:44::1")
+	n.client.IP(t, "route add default via 198.51.100.1")
+	n.client.IP(t, "route add default via 2001:db8:51::1")
+	n.pod.IP(t, "route add default via 198.19.0.1")
+	n.pod.IP(t, "route add default via 2001:db8:44::1")
 	n.plug(t)
 	return n
 }
@@ -239,27 +185,27 @@ func newNetwork(t *testing.T) network {
 func (n network) plug(t *testing.T) {
 	t.Helper()
 	wire(t, n.node, "eth0", []string{"192.0.2.11/24", "2001:db8:2::11/64"}, n.router, "inside", []string{"192.0.2.1/24", "2001:db8:2::1/64"})
-	n.node.ip(t, "route add default via 192.0.2.1")
-	n.node.ip(t, "route add default via 2001:db8:2::1")
+	n.node.IP(t, "route add default via 192.0.2.1")
+	n.node.IP(t, "route add default via 2001:db8:2::1")
 	for _, s := range sides {
-		n.router.ip(t, fmt.Sprintf("route add %s via %s", s.services, s.nodeAddr))
-		n.router.ip(t, fmt.Sprintf("route add %s via %s", s.podAddr, s.nodeAddr))
+		n.router.IP(t, fmt.Sprintf("route add %s via %s", s.services, s.nodeAddr))
+		n.router.IP(t, fmt.Sprintf("route add %s via %s", s.podAddr, s.nodeAddr))
 	}
 }
 
 // wire connects two namespaces.
 func wire(t *testing.T, a namespace, nameA string, addrsA []string, b namespace, nameB string, addrsB []string) {
 	t.Helper()
-	a.ip(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", nameA, nameB, b))
+	a.IP(t, fmt.Sprintf("link add %s type veth peer name %s netns %s", nameA, nameB, b))
 	for _, end := range []struct {
 		ns    namespace
 		name  string
 		addrs []string
 	}{{a, nameA, addrsA}, {b, nameB, addrsB}} {
 		for _, addr := range end.addrs {
-			end.ns.ip(t, "addr add "+addr+" dev "+end.name)
+			end.ns.IP(t, "addr add "+addr+" dev "+end.name)
 		}
-		end.ns.ip(t, "link set "+end.name+" up")
+		end.ns.IP(t, "link set "+end.name+" up")
 	}
 }
 
@@ -267,7 +213,7 @@ func wire(t *testing.T, a namespace, nameA string, addrsA []string, b namespace,
 func (ns namespace) capture(t *testing.T, name string) *packet.Conn {
 	t.Helper()
 	var c *packet.Conn
-	err := ns.enter(func() error {
+	err := ns.Enter(func() error {
 		ifi, err := net.InterfaceByName(name)
 		if err != nil {
 			return err
@@ -285,7 +231,7 @@ func (ns namespace) capture(t *testing.T, name string) *packet.Conn {
 // send sends one UDP packet from inside.
 func (ns namespace) send(t *testing.T, to netip.AddrPort) {
 	t.Helper()
-	err := ns.enter(func() error {
+	err := ns.Enter(func() error {
 		c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 		if err != nil {
 			return err
@@ -305,7 +251,7 @@ func (n network) probe(t *testing.T, sender namespace, s side, to netip.Addr) (i
 	t.Helper()
 	link := n.router.capture(t, "inside")
 	var errs *icmp.PacketConn
-	if err := sender.enter(func() (err error) { errs, err = icmp.ListenPacket(s.icmpNetwork, s.unspecific); return err }); err != nil {
+	if err := sender.Enter(func() (err error) { errs, err = icmp.ListenPacket(s.icmpNetwork, s.unspecific); return err }); err != nil {
 		t.Fatal(err)
 	}
 	defer errs.Close()
@@ -377,7 +323,7 @@ func udpTo(frame []byte) netip.Addr {
 func (ns namespace) serve(t *testing.T, at netip.AddrPort, word string) {
 	t.Helper()
 	var l net.Listener
-	if err := ns.enter(func() (err error) { l, err = net.Listen("tcp", at.String()); return err }); err != nil {
+	if err := ns.Enter(func() (err error) { l, err = net.Listen("tcp", at.String()); return err }); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
@@ -397,7 +343,7 @@ func (ns namespace) serve(t *testing.T, at netip.AddrPort, word string) {
 
 // fetch connects from inside and returns what it is told.
 func (ns namespace) fetch(to netip.AddrPort) (word string, err error) {
-	err = ns.enter(func() error {
+	err = ns.Enter(func() error {
 		c, err := net.DialTimeout("tcp", to.String(), 10*time.Second)
 		if err != nil {
 			return err

@@ -70,7 +70,7 @@ type tunnel struct{ *os.File }
 func newTunnel(t *testing.T, ns namespace, name string, addrs ...string) tunnel {
 	t.Helper()
 	var f *os.File
-	err := ns.enter(func() error {
+	err := ns.Enter(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -91,9 +91,9 @@ func newTunnel(t *testing.T, ns namespace, name string, addrs ...string) tunnel 
 	}
 	t.Cleanup(func() { f.Close() })
 	for _, a := range addrs {
-		ns.ip(t, "addr add "+a+" dev "+name)
+		ns.IP(t, "addr add "+a+" dev "+name)
 	}
-	ns.ip(t, "link set "+name+" up")
+	ns.IP(t, "link set "+name+" up")
 	return tunnel{f}
 }
 
@@ -147,12 +147,12 @@ func (f tunnel) ask(t *testing.T, s side, from, to netip.Addr) string {
 // what pods send by theirs is not.
 func TestATunnelLeadsOutside(t *testing.T) {
 	ns := newNamespace(t)
-	ns.run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	ns.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 	g, _ := ns.start(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var outside sync.WaitGroup
 	outside.Go(func() {
-		err := ns.enter(func() error {
+		err := ns.Enter(func() error {
 			return Outside(ctx, func(names []string) {
 				w := Want{Interfaces: names}
 				for _, s := range sides {
@@ -172,12 +172,12 @@ func TestATunnelLeadsOutside(t *testing.T) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("guarded against what comes in by %v", names), func() bool { return slices.Equal(g.Status().Interfaces, names) })
 	}
-	ns.ip(t, "link add veth0 type veth peer name veth1") // a pod's
-	ns.ip(t, "link set veth0 up")
+	ns.IP(t, "link add veth0 type veth peer name veth1") // a pod's
+	ns.IP(t, "link set veth0 up")
 	f := newTunnel(t, ns, "wg0", "192.0.2.11/24", "2001:db8:2::11/64")
 	guarded("wg0")
-	ns.ip(t, "route add default dev wg0") // where the packets would go round
-	ns.ip(t, "-6 route add default dev wg0")
+	ns.IP(t, "route add default dev wg0") // where the packets would go round
+	ns.IP(t, "-6 route add default dev wg0")
 	for _, s := range sides {
 		if got := f.ask(t, s, s.clientAddr, s.unused); got != s.answer {
 			t.Errorf("%s: %q, want %q", s.name, got, s.answer)
@@ -185,6 +185,6 @@ func TestATunnelLeadsOutside(t *testing.T) {
 	}
 	newTunnel(t, ns, "wg1")
 	guarded("wg0", "wg1")
-	ns.ip(t, "link set wg1 down")
+	ns.IP(t, "link set wg1 down")
 	guarded("wg0")
 }

@@ -37,7 +37,7 @@ func BenchmarkAnswer(b *testing.B) {
 				go burn(end)
 			}
 			var took []time.Duration
-			err := l.hosts[0].enter(func() error {
+			err := l.hosts[0].Enter(func() error {
 				ask, err := newAsker(l.hosts[0].mac(b, "eth0"))
 				if err != nil {
 					return err

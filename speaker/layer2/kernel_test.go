@@ -27,7 +27,7 @@ type tap struct {
 func (ns namespace) tap(t *testing.T, name string) *tap {
 	t.Helper()
 	c := &tap{}
-	err := ns.enter(func() error {
+	err := ns.Enter(func() error {
 		ifi, err := net.InterfaceByName(name)
 		if err != nil {
 			return err
@@ -82,8 +82,8 @@ func (c *tap) heard(addr netip.Addr, mac MAC) (n int) {
 // routed makes the external addresses neighbours of the host.
 func (ns namespace) routed(t *testing.T) {
 	t.Helper()
-	ns.run(t, "ip", "route", "add", vip4.String()+"/32", "dev", "eth0")
-	ns.run(t, "ip", "route", "add", vip6.String()+"/128", "dev", "eth0")
+	ns.Run(t, "ip", "route", "add", vip4.String()+"/32", "dev", "eth0")
+	ns.Run(t, "ip", "route", "add", vip6.String()+"/128", "dev", "eth0")
 }
 
 func both() []Address { return []Address{{Addr: vip4}, {Addr: vip6}} }
@@ -92,7 +92,7 @@ func both() []Address { return []Address{{Addr: vip4}, {Addr: vip6}} }
 func (ns namespace) resolves(t *testing.T, addr netip.Addr, mac MAC) bool {
 	t.Helper()
 	ns.forget(t, addr.String())
-	ns.ok("ping", "-c1", "-W1", addr.String()) // nobody answers the echo itself
+	ns.OK("ping", "-c1", "-W1", addr.String()) // nobody answers the echo itself
 	got, _ := ns.neighbour(t, addr.String())
 	return got == mac.String()
 }
@@ -107,7 +107,7 @@ func arping(addr netip.Addr) []string {
 // answered waits until a tool of the host gets an answer for addr; a loaded machine may lose a frame.
 func (ns namespace) answered(t *testing.T, addr netip.Addr) {
 	t.Helper()
-	eventually(t, addr.String()+" is answered", func() bool { return ns.ok(arping(addr)...) })
+	eventually(t, addr.String()+" is answered", func() bool { return ns.OK(arping(addr)...) })
 }
 
 func TestKernelResolves(t *testing.T) {
@@ -120,27 +120,27 @@ func TestKernelResolves(t *testing.T) {
 	for _, addr := range bothFamilies {
 		eventually(t, "the kernel finds "+addr.String(), func() bool { return client.resolves(t, addr, node.mac(t, "eth0")) })
 		client.answered(t, addr)
-		if client.ok(arping(addr.Next())...) {
+		if client.OK(arping(addr.Next())...) {
 			t.Errorf("%s is answered and not ours", addr.Next())
 		}
 		// The kernel verifies an entry by asking the station itself.
-		client.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", node.mac(t, "eth0").String(), "dev", "eth0", "nud", "probe")
+		client.Run(t, "ip", "neigh", "replace", addr.String(), "lladdr", node.mac(t, "eth0").String(), "dev", "eth0", "nud", "probe")
 		eventually(t, addr.String()+" verified by a unicast question", func() bool {
 			_, state := client.neighbour(t, addr.String())
 			return state == "REACHABLE"
 		})
 	}
 	eventually(t, "a probe for an address that we have is answered", func() bool {
-		return !client.ok("arping", "-D", "-c1", "-w1", "-I", "eth0", vip4.String())
+		return !client.OK("arping", "-D", "-c1", "-w1", "-I", "eth0", vip4.String())
 	})
-	client.run(t, "sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=1")
-	client.run(t, "ip", "addr", "add", vip6.String()+"/64", "dev", "eth0")
+	client.Run(t, "sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=1")
+	client.Run(t, "ip", "addr", "add", vip6.String()+"/64", "dev", "eth0")
 	eventually(t, "duplicate address detection fails", func() bool {
-		return strings.Contains(client.run(t, "ip", "-6", "addr", "show", "dev", "eth0"), "dadfailed")
+		return strings.Contains(client.Run(t, "ip", "-6", "addr", "show", "dev", "eth0"), "dadfailed")
 	})
 	r.Set(nil)
 	for _, addr := range bothFamilies {
-		if client.ok(arping(addr)...) {
+		if client.OK(arping(addr)...) {
 			t.Errorf("%s is answered after it left the set", addr)
 		}
 	}
@@ -154,7 +154,7 @@ func TestKernelLearnsAnnouncements(t *testing.T) {
 	r := node.start(t, Config{})
 	mislead := func() {
 		for _, addr := range bothFamilies {
-			client.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "reachable")
+			client.Run(t, "ip", "neigh", "replace", addr.String(), "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "reachable")
 		}
 	}
 	corrected := func(what string) {
@@ -173,23 +173,23 @@ func TestKernelLearnsAnnouncements(t *testing.T) {
 	r.Set(both())
 	corrected("taken over")
 
-	node.run(t, "ip", "link", "set", "eth0", "down")
+	node.Run(t, "ip", "link", "set", "eth0", "down")
 	answering(t, r, "", vip4.String(), vip6.String())
 	mislead()
-	node.run(t, "ip", "link", "set", "eth0", "up")
+	node.Run(t, "ip", "link", "set", "eth0", "up")
 	corrected("interface down and up")
 
-	l.hub.run(t, "ip", "link", "set", "eth0-1", "down")
+	l.hub.Run(t, "ip", "link", "set", "eth0-1", "down")
 	answering(t, r, "", vip4.String(), vip6.String())
 	mislead()
-	l.hub.run(t, "ip", "link", "set", "eth0-1", "up")
+	l.hub.Run(t, "ip", "link", "set", "eth0-1", "up")
 	corrected("carrier lost and back")
 
 	mislead()
-	node.run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:55")
+	node.Run(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:55")
 	corrected("hardware address changed")
 
-	node.run(t, "ip", "link", "del", "eth0")
+	node.Run(t, "ip", "link", "del", "eth0")
 	answering(t, r, "", vip4.String(), vip6.String())
 	mislead()
 	l.plug(t, 1, "eth0")
@@ -199,7 +199,7 @@ func TestKernelLearnsAnnouncements(t *testing.T) {
 func TestKernelInterfaces(t *testing.T) {
 	t.Run("without an IPv4 address", func(t *testing.T) {
 		l := newLAN(t, 2)
-		l.hosts[1].run(t, "ip", "addr", "flush", "dev", "eth0")
+		l.hosts[1].Run(t, "ip", "addr", "flush", "dev", "eth0")
 		r := l.hosts[1].start(t, Config{})
 		r.Set(both())
 		answering(t, r, "eth0", vip4.String(), vip6.String())
@@ -209,7 +209,7 @@ func TestKernelInterfaces(t *testing.T) {
 	})
 	t.Run("without IPv6", func(t *testing.T) {
 		l := newLAN(t, 2)
-		l.hosts[1].run(t, "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
+		l.hosts[1].Run(t, "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
 		r := l.hosts[1].start(t, Config{})
 		r.Set(both())
 		answering(t, r, "eth0", vip4.String())
@@ -247,15 +247,15 @@ func TestKernelInterfaces(t *testing.T) {
 		r := node.start(t, Config{})
 		r.Set(both())
 		answering(t, r, "eth0", vip4.String())
-		node.run(t, "ip", "link", "add", "br-ext", "type", "bridge", "forward_delay", "0")
-		node.run(t, "ip", "link", "set", "br-ext", "up")
-		node.run(t, "ip", "link", "set", "eth0", "master", "br-ext")
+		node.Run(t, "ip", "link", "add", "br-ext", "type", "bridge", "forward_delay", "0")
+		node.Run(t, "ip", "link", "set", "br-ext", "up")
+		node.Run(t, "ip", "link", "set", "eth0", "master", "br-ext")
 		answering(t, r, "br-ext", vip4.String(), vip6.String())
 		l.hosts[0].routed(t)
 		for _, addr := range bothFamilies {
 			eventually(t, addr.String()+" is found on the bridge", func() bool { return l.hosts[0].resolves(t, addr, node.mac(t, "br-ext")) })
 		}
-		node.run(t, "ip", "link", "set", "eth0", "nomaster")
+		node.Run(t, "ip", "link", "set", "eth0", "nomaster")
 		answering(t, r, "eth0", vip4.String(), vip6.String())
 		eventually(t, "found on eth0 after it left the bridge", func() bool { return l.hosts[0].resolves(t, vip4, node.mac(t, "eth0")) })
 	})
@@ -266,22 +266,22 @@ func TestKernelInterfaces(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			l := newLAN(t, 2)
 			client, node := l.hosts[0], l.hosts[1]
-			if !node.ok(link...) {
+			if !node.OK(link...) {
 				t.Skip("the kernel has no " + kind)
 			}
 			if kind == "vlan" {
-				client.run(t, link...)
-				client.run(t, "ip", "link", "set", "sub0", "up")
+				client.Run(t, link...)
+				client.Run(t, "ip", "link", "set", "sub0", "up")
 			}
-			node.run(t, "ip", "link", "set", "sub0", "up")
+			node.Run(t, "ip", "link", "set", "sub0", "up")
 			r := node.start(t, Config{})
 			r.Set([]Address{{Addr: vip4, Interfaces: []string{"sub0"}}, {Addr: vip6, Interfaces: []string{"sub0"}}})
 			answering(t, r, "sub0", vip4.String(), vip6.String())
 			on := map[string]string{"macvlan": "eth0", "vlan": "sub0"}[kind]
 			eventually(t, "answered on "+on, func() bool {
-				return client.ok("arping", "-c1", "-w1", "-I", on, vip4.String()) && client.ok("ndisc6", "-1", "-r1", "-w", "1000", vip6.String(), on)
+				return client.OK("arping", "-c1", "-w1", "-I", on, vip4.String()) && client.OK("ndisc6", "-1", "-r1", "-w", "1000", vip6.String(), on)
 			})
-			if kind == "vlan" && client.ok(arping(vip4)...) {
+			if kind == "vlan" && client.OK(arping(vip4)...) {
 				t.Error("answered outside the VLAN")
 			}
 		})
@@ -384,7 +384,7 @@ func TestKernelThousands(t *testing.T) {
 		t.Run(optmem, func(t *testing.T) {
 			l := newLAN(t, 2)
 			client, node := l.hosts[0], l.hosts[1]
-			node.run(t, "sysctl", "-qw", "net.core.optmem_max="+optmem)
+			node.Run(t, "sysctl", "-qw", "net.core.optmem_max="+optmem)
 			var addrs []Address
 			for i := range 2000 {
 				addrs = append(addrs, Address{Addr: netip.AddrFrom4([4]byte{198, 18, byte(i >> 6), byte(i << 2)})})
@@ -402,12 +402,12 @@ func TestKernelThousands(t *testing.T) {
 			for i := 0; i < len(addrs); i += 399 {
 				client.answered(t, addrs[i].Addr)
 			}
-			if n := strings.Count(node.run(t, "cat", "/proc/net/igmp6"), "ff0200000000000000000001ff"); n < 2000 {
+			if n := strings.Count(node.Run(t, "cat", "/proc/net/igmp6"), "ff0200000000000000000001ff"); n < 2000 {
 				t.Errorf("member of %d solicited-node groups, want 2000", n)
 			}
 			r.Set(nil)
 			eventually(t, "the groups are left", func() bool {
-				return strings.Count(node.run(t, "cat", "/proc/net/igmp6"), "ff0200000000000000000001ff") < 10
+				return strings.Count(node.Run(t, "cat", "/proc/net/igmp6"), "ff0200000000000000000001ff") < 10
 			})
 		})
 	}
@@ -423,7 +423,7 @@ func TestKernelConflict(t *testing.T) {
 		}
 	}})
 	for _, addr := range bothFamilies {
-		client.run(t, "ip", "addr", "add", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0")
+		client.Run(t, "ip", "addr", "add", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0")
 		r.Set([]Address{{Addr: addr, Probe: DefaultProbe()}})
 		if c := <-conflicts; c.Addr != addr || c.MAC != client.mac(t, "eth0") || !c.Before || c.Interface != "eth0" {
 			t.Errorf("conflict %+v", c)
@@ -431,13 +431,13 @@ func TestKernelConflict(t *testing.T) {
 		if got := r.address(addr.String()); got.State != Contested || got.Announcements != 0 {
 			t.Errorf("%+v, want it contested and never announced", got)
 		}
-		client.run(t, "ip", "addr", "del", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0")
+		client.Run(t, "ip", "addr", "del", netip.PrefixFrom(addr, addr.BitLen()).String(), "dev", "eth0")
 	}
 	r.Set(nil)
 	r.Set(addresses(vip4.String()))
 	answering(t, r, "eth0", vip4.String())
-	client.run(t, "ip", "addr", "add", vip4.String()+"/32", "dev", "eth0")
-	client.run(t, "arping", "-U", "-c1", "-I", "eth0", vip4.String())
+	client.Run(t, "ip", "addr", "add", vip4.String()+"/32", "dev", "eth0")
+	client.Run(t, "arping", "-U", "-c1", "-I", "eth0", vip4.String())
 	if c := <-conflicts; c.Addr != vip4 || c.Before || c.MAC != client.mac(t, "eth0") {
 		t.Errorf("conflict %+v", c)
 	}
@@ -478,14 +478,14 @@ func TestKernelTakeover(t *testing.T) {
 func TestKernelSplitHeals(t *testing.T) {
 	l := newLAN(t, 4)
 	near, far := l.hosts[2], l.hosts[3]
-	l.hub.run(t, "ip", "link", "add", "br1", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
-	l.hub.run(t, "ip", "link", "set", "br1", "up")
+	l.hub.Run(t, "ip", "link", "add", "br1", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
+	l.hub.Run(t, "ip", "link", "set", "br1", "up")
 	for _, port := range []string{"eth0-1", "eth0-3"} {
-		l.hub.run(t, "ip", "link", "set", port, "master", "br1")
+		l.hub.Run(t, "ip", "link", "set", port, "master", "br1")
 	}
-	l.hub.run(t, "ip", "link", "add", "trunk0", "type", "veth", "peer", "name", "trunk1")
-	l.hub.run(t, "ip", "link", "set", "trunk0", "master", "br0")
-	l.hub.run(t, "ip", "link", "set", "trunk1", "master", "br1", "up")
+	l.hub.Run(t, "ip", "link", "add", "trunk0", "type", "veth", "peer", "name", "trunk1")
+	l.hub.Run(t, "ip", "link", "set", "trunk0", "master", "br0")
+	l.hub.Run(t, "ip", "link", "set", "trunk1", "master", "br1", "up")
 	better, worse := l.hosts[0].mac(t, "eth0"), l.hosts[1].mac(t, "eth0")
 	judge := func(c Claim) Verdict {
 		switch c.MAC {
@@ -507,10 +507,10 @@ func TestKernelSplitHeals(t *testing.T) {
 			return one.address(addr.String()).Announcements == 5 && two.address(addr.String()).Announcements == 5
 		})
 		// An entry that is believed in for now: only an announcement changes it.
-		far.run(t, "ip", "neigh", "replace", addr.String(), "lladdr", worse.String(), "dev", "eth0", "nud", "permanent")
-		far.run(t, "ip", "neigh", "change", addr.String(), "dev", "eth0", "nud", "reachable")
+		far.Run(t, "ip", "neigh", "replace", addr.String(), "lladdr", worse.String(), "dev", "eth0", "nud", "permanent")
+		far.Run(t, "ip", "neigh", "change", addr.String(), "dev", "eth0", "nud", "reachable")
 	}
-	l.hub.run(t, "ip", "link", "set", "trunk0", "up")
+	l.hub.Run(t, "ip", "link", "set", "trunk0", "up")
 	healed := time.Now()
 	for _, addr := range bothFamilies {
 		eventually(t, addr.String()+" has one owner", func() bool {
@@ -528,8 +528,8 @@ func TestKernelSplitHeals(t *testing.T) {
 func TestKernelPollsAreNotRouted(t *testing.T) {
 	l := newLAN(t, 2)
 	holder, standby := l.hosts[0], l.hosts[1]
-	holder.run(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1", "net.ipv6.icmp.ratelimit=0")
-	holder.run(t, "ip", "-6", "route", "add", "unreachable", vip6.String()+"/128")
+	holder.Run(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1", "net.ipv6.icmp.ratelimit=0")
+	holder.Run(t, "ip", "-6", "route", "add", "unreachable", vip6.String()+"/128")
 	better := holder.mac(t, "eth0")
 	one := holder.start(t, Config{})
 	one.Set(addresses(vip6.String()))
@@ -555,7 +555,7 @@ func TestKernelPollsAreNotRouted(t *testing.T) {
 // errorsSent is how many times the kernel inside has said that an IPv6 address is unreachable.
 func (ns namespace) errorsSent(t *testing.T) (n int) {
 	t.Helper()
-	for line := range strings.Lines(ns.run(t, "cat", "/proc/net/snmp6")) {
+	for line := range strings.Lines(ns.Run(t, "cat", "/proc/net/snmp6")) {
 		if f := strings.Fields(line); f[0] == "Icmp6OutDestUnreachs" {
 			if _, err := fmt.Sscan(f[1], &n); err != nil {
 				t.Fatal(err)

@@ -6,74 +6,17 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"os/exec"
-	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/clarionlb/clarion/internal/netnstest"
 )
 
-var namespaces atomic.Int64
-
 // namespace is a network namespace that lives as long as the test.
-type namespace string
+type namespace struct{ netnstest.Namespace }
 
-func newNamespace(t testing.TB) namespace {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root for network namespaces")
-	}
-	ns := namespace(fmt.Sprintf("cl2-%d-%d", os.Getpid(), namespaces.Add(1)))
-	command(t, "ip", "netns", "add", string(ns))
-	t.Cleanup(func() { command(t, "ip", "netns", "del", string(ns)) })
-	ns.run(t, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0")
-	ns.run(t, "ip", "link", "set", "lo", "up")
-	return ns
-}
-
-func command(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
-// run runs a command inside, which must succeed, and returns its output.
-func (ns namespace) run(t testing.TB, args ...string) string {
-	t.Helper()
-	return command(t, append([]string{"ip", "netns", "exec", string(ns)}, args...)...)
-}
-
-// ok runs a command inside and reports whether it succeeded.
-func (ns namespace) ok(args ...string) bool {
-	return exec.Command("ip", append([]string{"netns", "exec", string(ns)}, args...)...).Run() == nil
-}
-
-// enter runs f on a thread inside; the thread ends with it.
-func (ns namespace) enter(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime then drops the thread
-		done <- func() error {
-			fd, err := unix.Open("/run/netns/"+string(ns), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-done
-}
+func newNamespace(t testing.TB) namespace { return namespace{netnstest.New(t)} }
 
 // lan is a switch with hosts on it, each with eth0 and the nth address of 192.0.2.0/24 and 2001:db8::/64.
 type lan struct {
@@ -84,14 +27,14 @@ type lan struct {
 func newLAN(t testing.TB, hosts int) lan {
 	t.Helper()
 	l := lan{hub: newNamespace(t)}
-	l.hub.run(t, "ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
-	l.hub.run(t, "ip", "link", "set", "br0", "up")
+	l.hub.Run(t, "ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "mcast_snooping", "0")
+	l.hub.Run(t, "ip", "link", "set", "br0", "up")
 	for i := range hosts {
 		host := newNamespace(t)
 		l.hosts = append(l.hosts, host)
 		l.plug(t, i, "eth0")
-		host.run(t, "ip", "addr", "add", fmt.Sprintf("192.0.2.%d/24", i+1), "dev", "eth0")
-		host.run(t, "ip", "addr", "add", fmt.Sprintf("2001:db8::%x/64", i+1), "dev", "eth0", "nodad")
+		host.Run(t, "ip", "addr", "add", fmt.Sprintf("192.0.2.%d/24", i+1), "dev", "eth0")
+		host.Run(t, "ip", "addr", "add", fmt.Sprintf("2001:db8::%x/64", i+1), "dev", "eth0", "nodad")
 	}
 	return l
 }
@@ -100,15 +43,15 @@ func newLAN(t testing.TB, hosts int) lan {
 func (l lan) plug(t testing.TB, host int, name string) {
 	t.Helper()
 	port := fmt.Sprintf("%s-%d", name, host)
-	l.hub.run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", string(l.hosts[host]))
-	l.hub.run(t, "ip", "link", "set", port, "master", "br0", "up")
-	l.hosts[host].run(t, "ip", "link", "set", name, "up")
+	l.hub.Run(t, "ip", "link", "add", port, "type", "veth", "peer", "name", name, "netns", l.hosts[host].Name)
+	l.hub.Run(t, "ip", "link", "set", port, "master", "br0", "up")
+	l.hosts[host].Run(t, "ip", "link", "set", name, "up")
 }
 
 // mac is the hardware address of an interface.
 func (ns namespace) mac(t testing.TB, name string) MAC {
 	t.Helper()
-	text := strings.TrimSpace(ns.run(t, "cat", "/sys/class/net/"+name+"/address"))
+	text := strings.TrimSpace(ns.Run(t, "cat", "/sys/class/net/"+name+"/address"))
 	var m MAC
 	if _, err := fmt.Sscanf(text, "%02x:%02x:%02x:%02x:%02x:%02x", &m[0], &m[1], &m[2], &m[3], &m[4], &m[5]); err != nil {
 		t.Fatal(err)
@@ -119,7 +62,7 @@ func (ns namespace) mac(t testing.TB, name string) MAC {
 // neighbour is what the kernel inside believes about an address: its hardware address and the state of the entry.
 func (ns namespace) neighbour(t *testing.T, addr string) (mac, state string) {
 	t.Helper()
-	fields := strings.Fields(ns.run(t, "ip", "neigh", "show", addr))
+	fields := strings.Fields(ns.Run(t, "ip", "neigh", "show", addr))
 	for i, f := range fields {
 		if f == "lladdr" {
 			mac = fields[i+1]
@@ -134,7 +77,7 @@ func (ns namespace) neighbour(t *testing.T, addr string) (mac, state string) {
 // forget empties the neighbour cache.
 func (ns namespace) forget(t *testing.T, addr string) {
 	t.Helper()
-	ns.ok("ip", "neigh", "del", addr, "dev", "eth0")
+	ns.OK("ip", "neigh", "del", addr, "dev", "eth0")
 }
 
 // start runs a Responder inside until the test ends.
@@ -153,7 +96,7 @@ func (ns namespace) startUntil(t testing.TB, config Config) (r *Responder, stop 
 	r = New(config)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- ns.enter(func() error { return r.Run(ctx) }) }()
+	go func() { done <- ns.Enter(func() error { return r.Run(ctx) }) }()
 	stopped := false
 	stop = func() {
 		if stopped {
