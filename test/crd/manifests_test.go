@@ -121,4 +121,16 @@ func TestSpeakerWritesItsOwnObjectOnly(t *testing.T) {
 	if err := c.Status().Update(t.Context(), own); err != nil {
 		t.Errorf("write its own status: %v", err)
 	}
+
+	// A token that is bound to no pod names no node, be it for want of extra fields at all.
+	for _, extra := range []map[string][]string{nil, {"example.com/x": {"y"}}} {
+		unbound := rest.CopyConfig(inPod)
+		unbound.Impersonate.Extra = extra
+		if c, err = newClient(unbound); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Create(t.Context(), speaker("node4"), client.DryRunAll); err != nil {
+			t.Errorf("with a token that is bound to no pod, with the extra fields %v: %v", extra, err)
+		}
+	}
 }

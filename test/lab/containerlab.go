@@ -21,8 +21,11 @@ var containerlabFile = template.Must(template.New("clab").Parse(`# The lab's net
 #   kind load docker-image clarion:lab --name {{.Cluster}}
 #   kind export kubeconfig --name {{.Cluster}}
 #   kubectl apply -k ../../config/default && kubectl apply -f ../../config/samples
-#   docker exec clab-clarion-outside curl -s http://203.0.113.1/
-#   sudo containerlab destroy
+#   kubectl create deployment web --replicas=3 --image=hashicorp/http-echo -- /http-echo -listen=:8080 -text=hello
+#   kubectl get services                           # ADDRESS: that of web-routed
+#   docker exec clab-clarion-outside curl -s http://ADDRESS/
+#   docker exec clab-clarion-router1 vtysh -c 'show bgp summary'
+#   sudo containerlab destroy --cleanup
 #
 # Written by: go test ./test/containerlab -update
 name: clarion
