@@ -359,7 +359,13 @@ func (r *Responder) judge(c heard) {
 		if h.state != Standby {
 			r.become(h, Standby, "held by "+c.claim.MAC.String()+", which ranks before this node", now)
 		}
-		r.plan.set(v.task, now.Add(r.pace()))
+		r.plan.set(v.task, now.Add(r.pace(v)))
+		// Of two that hold it one is about to leave, and must not count when the other one falls silent.
+		for _, w := range h.rivals {
+			if soon := now.Add(doubtful); w != v && w.holds() && w.task.at.After(soon) {
+				r.plan.set(w.task, soon)
+			}
+		}
 	case Defend:
 		r.forget(h, v)
 		switch h.state {
@@ -399,7 +405,9 @@ func (r *Responder) setRival(v *rival, verdict Verdict, lost time.Time) {
 	count := func(n int) {
 		switch {
 		case v.holds():
-			r.yields += n
+			if r.watched[v.claim.MAC] += n; r.watched[v.claim.MAC] == 0 {
+				delete(r.watched, v.claim.MAC)
+			}
 		case !v.lost.IsZero():
 			r.ghosts += n
 		}
@@ -463,18 +471,21 @@ func (r *Responder) defend(h *holding, index int, now time.Time, interval time.D
 	r.declare(h, s)
 }
 
+// doubtful is the time between two questions to a speaker that holds an address which another one holds too.
+const doubtful = 500 * time.Millisecond
+
 // pace is a time between two questions about one address to the speaker that holds it, such that one node asks at most
-// 200 a second. Those about many addresses spread evenly, so that a speaker that holds many is found silent as fast as
-// one that holds few: see silent.
-func (r *Responder) pace() time.Duration {
+// 200 a second, each speaker as many, and about all its addresses in turn: one that holds many is found silent as fast as
+// one that holds few; see silent.
+func (r *Responder) pace(v *rival) time.Duration {
 	least := r.config.PollInterval
-	mean := max(least, time.Duration(r.yields)*5*time.Millisecond)
+	mean := max(least, time.Duration(len(r.watched)*r.watched[v.claim.MAC])*5*time.Millisecond)
 	return least + rand.N(2*(mean-least)+1)
 }
 
 // poll asks a rival whether it still has the address. What it answers is a claim, which ends the waiting.
 func (r *Responder) poll(h *holding, v *rival, now time.Time) (next time.Time) {
-	pace, retry, limit := r.pace(), r.config.PollInterval, r.config.PollMisses
+	pace, retry, limit := r.pace(v), r.config.PollInterval, r.config.PollMisses
 	switch {
 	case v.verdict == Stranger:
 		pace, retry, limit = strangerPoll, strangerRetry, 3

@@ -154,12 +154,12 @@ type Responder struct {
 	failed  map[portKey]string // why a port could not be opened
 	plan    agenda
 	retry   *task
-	yields  int      // rivals that hold
-	ghosts  int      // rivals that are lost
-	seekers int      // holdings that are sought elsewhere
-	news    news     // to be logged
-	calls   []func() // callbacks to be made without the lock
-	changed bool     // OnChange is due
+	watched map[MAC]int // how many addresses each speaker holds that is asked whether it still does
+	ghosts  int         // rivals that are lost
+	seekers int         // holdings that are sought elsewhere
+	news    news        // to be logged
+	calls   []func()    // callbacks to be made without the lock
+	changed bool        // OnChange is due
 }
 
 // New returns a Responder that does nothing until Run is called.
@@ -177,17 +177,18 @@ func New(config Config) *Responder {
 		config.Judge = func(Claim) Verdict { return Stranger }
 	}
 	r := &Responder{
-		log:    config.Log,
-		config: config,
-		watch:  watchLinks,
-		dial:   dialRaw,
-		wake:   make(chan struct{}, 1),
-		claims: make(chan heard, 4096),
-		want:   map[netip.Addr]Address{},
-		held:   map[netip.Addr]*holding{},
-		links:  map[int]Link{},
-		ports:  map[portKey]*port{},
-		failed: map[portKey]string{},
+		log:     config.Log,
+		config:  config,
+		watch:   watchLinks,
+		dial:    dialRaw,
+		wake:    make(chan struct{}, 1),
+		claims:  make(chan heard, 4096),
+		want:    map[netip.Addr]Address{},
+		held:    map[netip.Addr]*holding{},
+		watched: map[MAC]int{},
+		links:   map[int]Link{},
+		ports:   map[portKey]*port{},
+		failed:  map[portKey]string{},
 	}
 	r.own.Store(&map[MAC]bool{})
 	r.retry = newTask(func(time.Time) time.Time {

@@ -656,6 +656,34 @@ func TestStandbyForMany(t *testing.T) {
 	})
 }
 
+// A speaker that gave addresses to another one is not waited for when that one dies soon after, though it is asked rarely.
+func TestStandbyAfterHandover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		one, two, three := a.station(t, 1, Config{Judge: order(1)}), a.station(t, 2, Config{Judge: order(2)}), a.station(t, 3, Config{Judge: order(3)})
+		var own, standby []Address
+		for i := range 1000 {
+			addr := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+			own, standby = append(own, Address{Addr: addr}), append(standby, Address{Addr: addr, Standby: true})
+		}
+		two.set(own...)
+		three.set(standby...)
+		time.Sleep(10 * time.Second)
+		const moved = 20
+		one.set(own[:moved]...)
+		time.Sleep(100 * time.Millisecond)
+		two.set(own[moved:]...)
+		time.Sleep(2 * time.Second)
+		one.stop()
+		time.Sleep(210 * time.Millisecond)
+		for _, x := range own[:moved] {
+			if got := three.state(x.Addr); got != "Answering eth0" {
+				t.Errorf("%s: %s", x.Addr, got)
+			}
+		}
+	})
+}
+
 // The caller's mind may change: what was yielded is taken back when the other does not rank better any more.
 func TestReconsider(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
