@@ -114,39 +114,45 @@ func (f *fellows) start() {
 	close(f.started)
 }
 
-// setSpeaker takes in the Speaker object of another node.
+// setSpeaker takes in the Speaker object of another node. All speakers' objects change all the time; most changes say
+// nothing new of where a fellow is.
 func (f *fellows) setSpeaker(name string, o *v1beta1.Speaker, gone bool) {
-	if name == f.config.Name {
-		return
-	}
-	before := len(*f.stations.Load())
-	defer func() {
-		if len(*f.stations.Load()) > before {
-			f.met()
-		}
-	}()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.others, name)
+	var at netip.Addr
+	var macs []layer2.MAC
 	if !gone {
 		for _, text := range o.Status.Addresses {
 			if a, err := netip.ParseAddr(text); err == nil {
-				f.others[name] = a
+				at = a
 				break
 			}
 		}
+		for _, text := range o.Status.HardwareAddresses {
+			if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 && f.station(layer2.MAC(mac)) != name {
+				macs = append(macs, layer2.MAC(mac))
+			}
+		}
 	}
-	if f.cluster != nil {
-		f.cluster.SetPeers(f.peers())
+	f.mu.Lock()
+	if f.others[name] != at {
+		if f.others[name] = at; !at.IsValid() {
+			delete(f.others, name)
+		}
+		if f.cluster != nil {
+			f.cluster.SetPeers(f.peers())
+		}
 	}
-	if !gone {
+	before := len(*f.stations.Load())
+	if len(macs) > 0 {
 		f.meet(func(known map[layer2.MAC]string) {
-			for _, text := range o.Status.HardwareAddresses {
-				if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 {
-					known[layer2.MAC(mac)] = name
-				}
+			for _, mac := range macs {
+				known[mac] = name
 			}
 		})
+	}
+	more := len(*f.stations.Load()) > before
+	f.mu.Unlock()
+	if more {
+		f.met()
 	}
 }
 

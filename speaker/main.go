@@ -269,7 +269,14 @@ func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error
 			s.fellows.setKeys(o.Data[membersKeys])
 		}
 	})
-	speakers, err2 := snapshot.On(ctx, s.cache, s.fellows.setSpeaker)
+	speakers, err2 := snapshot.On(ctx, s.cache, func(name string, o *v1beta1.Speaker, gone bool) {
+		switch {
+		case name != s.o.node:
+			s.fellows.setSpeaker(name, o, gone)
+		case gone:
+			s.status.lost()
+		}
+	})
 	node, err3 := snapshot.On(ctx, s.cache, func(name string, o *corev1.Node, gone bool) {
 		if name == s.o.node && !gone {
 			s.nodeAddress()
@@ -324,8 +331,9 @@ func (s *speaker) Start(ctx context.Context) error {
 	}
 	s.log.Info("ending")
 	parts.stop("proxy", "reconcile", "status")
+	parts.start("end", func(context.Context) error { s.status.end(); return nil })
 	s.handOver()
-	parts.stop("members", "layer2", "bgp", "bfd", "outside", "guard")
+	parts.stop("end", "members", "layer2", "bgp", "bfd", "outside", "guard")
 	return err
 }
 

@@ -126,6 +126,9 @@ func (r *reconciler) next() time.Time {
 	r.snapshot.Lock()
 	defer r.snapshot.Unlock()
 	var first time.Time
+	if r.snapshot.Node(r.node) == nil {
+		return first // see step
+	}
 	add := func(t time.Time) {
 		if first.IsZero() || t.Before(first) {
 			first = t
@@ -216,7 +219,7 @@ func (r *reconciler) step(now time.Time) {
 		r.caused.Store(event)
 		r.bgp.Set(r.sessions())
 	}
-	if changes.All || len(changes.Addrs) > 0 {
+	if onLAN := len(s.View().Config.L2) > 0 || len(r.duties) > 0; onLAN && (changes.All || len(changes.Addrs) > 0) {
 		l2Changed = r.decideLayer2() || l2Changed
 	}
 	if (l2Changed || bgpChanged) && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays

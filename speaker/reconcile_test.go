@@ -368,6 +368,12 @@ func TestDrain(t *testing.T) {
 	if got := exports(); got != "192.0.2.1/32 [65535:0]" {
 		t.Errorf("still draining: %s", got)
 	}
+	inf.Delete(drained) // and nobody is there to be drained: there is nothing to wait for
+	w.r.step(w.now.Add(29 * time.Second))
+	if next := w.r.next(); !next.IsZero() {
+		t.Errorf("next look in %v without a Node", next.Sub(w.now))
+	}
+	inf.Add(drained)
 	w.r.step(w.now.Add(30 * time.Second))
 	if got, next := exports(), w.r.next(); got != "" || !next.IsZero() {
 		t.Errorf("drained: %q, next look at %v", got, next)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,17 +22,23 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/speaker/announce"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
 	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
 )
 
-// How long changes are collected before the Speaker object is written, and how long a failed write rests.
+// How long changes are collected before the Speaker object is written, how long a failed write rests, how long an ending
+// speaker tries to say so, and how long figures rest for each member of the group: every speaker hears of every change
+// to another's object, so that what changes everywhere at once costs the API server the square of their number.
 const (
 	statusDelay = 300 * time.Millisecond
 	statusRetry = 2 * time.Second
+	statusEnd   = time.Second
+	figuresRest = 20 * time.Millisecond
 )
 
 // status writes this node's Speaker object: what the parts of the speaker hold, only when it has changed.
@@ -47,7 +54,9 @@ type status struct {
 	events     events.EventRecorder
 	wake       chan struct{}
 
+	deleted  atomic.Bool                  // somebody has deleted the object
 	written  *v1beta1.Speaker             // as last written or read
+	at       time.Time                    // when that was
 	sessions map[string]bgp.SessionStatus // as last looked at
 }
 
@@ -61,6 +70,12 @@ func (s *status) poke() {
 	case s.wake <- struct{}{}:
 	default:
 	}
+}
+
+// lost says that the object has been deleted, with its Node or by somebody: it is made again.
+func (s *status) lost() {
+	s.deleted.Store(true)
+	s.poke()
 }
 
 // run writes until ctx ends.
@@ -77,7 +92,12 @@ func (s *status) run(ctx context.Context) {
 		case <-due:
 			due = nil
 			s.sessionEvents()
-			if err := s.write(ctx); err != nil && ctx.Err() == nil {
+			want, node := s.wanted()
+			if rest := s.rest(want, time.Now()); rest > 0 {
+				due = time.After(rest)
+				continue
+			}
+			if err := s.write(ctx, want, node); err != nil && ctx.Err() == nil {
 				s.log.Warn("cannot write the Speaker object", "error", err)
 				s.written = nil
 				due = time.After(statusRetry)
@@ -86,11 +106,84 @@ func (s *status) run(ctx context.Context) {
 	}
 }
 
-// write makes the object what it should be, with no request if it is that already.
-func (s *status) write(ctx context.Context) error {
-	want, node := s.wanted()
+// end says that this speaker announces nothing any more; otherwise its last words would stand. It is called after run.
+func (s *status) end() {
+	if s.written == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), statusEnd)
+	defer cancel()
+	last := s.written.Status
+	last = v1beta1.SpeakerStatus{
+		Version: last.Version, Addresses: last.Addresses, HardwareAddresses: last.HardwareAddresses, Interfaces: last.Interfaces,
+		Conditions: []metav1.Condition{{
+			Type: v1beta1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1beta1.ReasonEnded, Message: "the speaker has ended; nothing is announced by it",
+		}},
+	}
+	r := s.reconciler
+	r.snapshot.Lock()
+	node := r.snapshot.Node(r.node)
+	r.snapshot.Unlock()
+	if err := s.write(ctx, last, node); err != nil {
+		s.log.Warn("cannot say in the Speaker object that the speaker has ended", "error", err)
+	}
+}
+
+// rest is for how long a change is not worth writing yet: when nothing differs but who is a member and how many prefixes
+// a session has sent, unless that is none.
+func (s *status) rest(want v1beta1.SpeakerStatus, now time.Time) time.Duration {
+	if s.written == nil || s.deleted.Load() {
+		return 0
+	}
+	have := s.written.Status
+	figures := func(a, b int32) bool { return a != b && a != 0 && b != 0 }
+	differ := !slices.Equal(want.Members, have.Members)
+	want.Members, want.Sessions = have.Members, slices.Clone(want.Sessions)
+	for i := range min(len(want.Sessions), len(have.Sessions)) {
+		a, b := &want.Sessions[i], &have.Sessions[i]
+		if a.Peer == b.Peer {
+			if figures(a.PrefixesIPv4, b.PrefixesIPv4) {
+				a.PrefixesIPv4, differ = b.PrefixesIPv4, true
+			}
+			if figures(a.PrefixesIPv6, b.PrefixesIPv6) {
+				a.PrefixesIPv6, differ = b.PrefixesIPv6, true
+			}
+		}
+	}
+	if !differ || !same(want, have) {
+		return 0
+	}
+	return s.at.Add(time.Duration(len(have.Members)) * figuresRest).Sub(now)
+}
+
+// same says whether one status is the other, with conditions that say the same.
+func same(want, have v1beta1.SpeakerStatus) bool {
+	want.Conditions = merged(have.Conditions, want.Conditions)
+	return equality.Semantic.DeepEqual(want, have)
+}
+
+// merged are conditions that are to be set, with the times of their last change.
+func merged(have, set []metav1.Condition) []metav1.Condition {
+	out := slices.Clone(set)
+	for i, c := range set {
+		if old := meta.FindStatusCondition(have, c.Type); old != nil {
+			out[i] = *old
+			one := out[i : i+1]
+			meta.SetStatusCondition(&one, c)
+		} else {
+			out[i].LastTransitionTime = metav1.Now()
+		}
+	}
+	return out
+}
+
+// write makes the object what it should be, with no request if it is that already. node is nil when it is not known.
+func (s *status) write(ctx context.Context, want v1beta1.SpeakerStatus, node *snapshot.Node) error {
 	if node == nil {
-		return nil // the node is not known: neither is the owner of the object
+		return nil // neither is the owner of the object known
+	}
+	if s.deleted.Swap(false) {
+		s.written = nil
 	}
 	name := s.reconciler.node
 	if s.written == nil {
@@ -107,20 +200,16 @@ func (s *status) write(ctx context.Context) error {
 		}
 		s.written = have
 	}
-	conditions := want.Conditions
-	want.Conditions = slices.Clone(s.written.Status.Conditions)
-	for _, c := range conditions {
-		meta.SetStatusCondition(&want.Conditions, c)
-	}
-	if equality.Semantic.DeepEqual(want, s.written.Status) {
+	if same(want, s.written.Status) {
 		return nil
 	}
 	next := s.written.DeepCopy()
+	want.Conditions = merged(s.written.Status.Conditions, want.Conditions)
 	next.Status = want
 	if err := s.client.Status().Update(ctx, next); err != nil {
 		return err
 	}
-	s.written = next
+	s.written, s.at = next, time.Now()
 	return nil
 }
 
@@ -147,14 +236,6 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, m := range view.Members {
 		out.Members = append(out.Members, m.Name)
 	}
-	for _, l := range s.layer2.Links() {
-		if !l.Excluded {
-			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
-			out.Interfaces = append(out.Interfaces, l.Name)
-		}
-	}
-	slices.Sort(out.HardwareAddresses)
-	out.HardwareAddresses = slices.Compact(out.HardwareAddresses)
 	achieved := map[netip.Addr][]string{}
 	for _, a := range s.layer2.Status().Addresses {
 		achieved[a.Addr] = a.Interfaces
@@ -187,13 +268,22 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, p := range r.problems {
 		out.Problems = append(out.Problems, v1beta1.Problem{Object: p.Kind + "/" + p.Name, Message: p.Message})
 	}
-	n := r.snapshot.View().Nodes[r.node]
+	n, cfg := r.snapshot.View().Nodes[r.node], r.snapshot.View().Config
 	outside := r.outside
 	r.snapshot.Unlock()
 	if n != nil {
-		out.Gate = n.Gate
+		out.Gate, out.Drained = n.Gate, n.Drained
 	}
 
+	for _, l := range s.layer2.Links() {
+		named := cfg != nil && slices.ContainsFunc(cfg.L2, func(ad config.L2Advertisement) bool { return announce.MatchAny(ad.Interfaces, l.Name) })
+		if !l.Excluded || named {
+			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
+			out.Interfaces = append(out.Interfaces, l.Name)
+		}
+	}
+	slices.Sort(out.HardwareAddresses)
+	out.HardwareAddresses = slices.Compact(out.HardwareAddresses)
 	slices.SortFunc(out.Layer2, func(a, b v1beta1.Layer2Status) int { return cmp.Compare(a.Address, b.Address) })
 	for _, ses := range s.bgp.Status() {
 		out.Sessions = append(out.Sessions, sessionStatus(ses))

@@ -3,15 +3,140 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/speaker/guard"
 )
+
+// statusWorld is a status that writes to an API server of its own.
+func statusWorld(t *testing.T) (*world, *status, client.Client) {
+	w := newWorld(t)
+	w.set(node("a", "192.0.2.11"))
+	c := fake.NewClientBuilder().WithScheme(w.informers.Scheme).WithStatusSubresource(&v1beta1.Speaker{}).Build()
+	s := newStatus(c, nil, slog.New(slog.DiscardHandler))
+	s.reconciler = w.r
+	return w, s, c
+}
+
+func (s *status) put(t *testing.T, want v1beta1.SpeakerStatus) {
+	t.Helper()
+	if err := s.write(t.Context(), want, s.reconciler.snapshot.Node("a")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t *testing.T, c client.Client) *v1beta1.Speaker {
+	t.Helper()
+	o := &v1beta1.Speaker{}
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "a"}, o); err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+var (
+	ready   = metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "announcing"}
+	guarded = metav1.Condition{Type: v1beta1.ConditionGuarded, Status: metav1.ConditionTrue, Reason: "Guarded", Message: "by eth0"}
+	active  = v1beta1.SpeakerStatus{
+		Version: "v1", Addresses: []string{"192.0.2.11"}, HardwareAddresses: []string{"02:00:00:00:00:01"}, Interfaces: []string{"eth0"},
+		Members: []string{"a", "b"}, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}},
+		Sessions:   []v1beta1.SessionStatus{{Peer: "tor", State: "Established", PrefixesIPv4: 3}},
+		Conditions: []metav1.Condition{ready, guarded},
+	}
+)
+
+// Who ends says so: what it wrote last would be believed for ever. Where it can be joined, fellows go on to know.
+func TestEndedSpeaker(t *testing.T) {
+	_, s, c := statusWorld(t)
+	s.end() // it has never written anything: nor does it now
+	if err := c.Get(t.Context(), client.ObjectKey{Name: "a"}, &v1beta1.Speaker{}); !apierrors.IsNotFound(err) {
+		t.Fatalf("an object without a Node: %v", err)
+	}
+	s.put(t, active)
+	if got := read(t, c).Status; len(got.Sessions) != 1 || len(got.Conditions) != 2 {
+		t.Fatalf("written: %+v", got)
+	}
+	s.end()
+	got := read(t, c).Status
+	if len(got.Members)+len(got.Layer2)+len(got.Sessions) > 0 || len(got.Conditions) != 1 || got.Conditions[0].Reason != v1beta1.ReasonEnded {
+		t.Errorf("ended: %+v", got)
+	}
+	if len(got.Addresses) != 1 || len(got.HardwareAddresses) != 1 {
+		t.Errorf("ended, and fellows cannot find it any more: %+v", got)
+	}
+	s.put(t, active)
+	if got := read(t, c).Status; len(got.Members) != 2 || got.Conditions[0].Reason != "Ready" {
+		t.Errorf("back: %+v", got)
+	}
+}
+
+// A Speaker object that somebody deletes is made again, with the Node as its owner.
+func TestDeletedSpeakerIsMadeAgain(t *testing.T) {
+	w, s, c := statusWorld(t)
+	s.put(t, active)
+	if err := c.Delete(t.Context(), read(t, c)); err != nil {
+		t.Fatal(err)
+	}
+	n := node("a", "192.0.2.11") // made anew
+	n.UID = "another"
+	w.set(n)
+	s.lost()
+	s.put(t, active)
+	if o := read(t, c); len(o.Status.Members) != 2 || len(o.OwnerReferences) != 1 || o.OwnerReferences[0].UID != "another" {
+		t.Errorf("made again: %+v", o)
+	}
+}
+
+// What only counts is not written by every one of many speakers at once, and anything else is.
+func TestFiguresRest(t *testing.T) {
+	_, s, _ := statusWorld(t)
+	many := active
+	for i := range 498 {
+		many.Members = append(many.Members, fmt.Sprint("node", i))
+	}
+	now := time.Now()
+	if rest := s.rest(many, now); rest > 0 {
+		t.Errorf("the first status rests for %v", rest)
+	}
+	s.put(t, many)
+	s.at = now
+	edit := func(change func(*v1beta1.SpeakerStatus)) v1beta1.SpeakerStatus {
+		out := *many.DeepCopy()
+		change(&out)
+		return out
+	}
+	for _, c := range []struct {
+		what string
+		want v1beta1.SpeakerStatus
+		rest time.Duration
+	}{
+		{"another member", edit(func(o *v1beta1.SpeakerStatus) { o.Members = o.Members[1:] }), 10 * time.Second},
+		{"more prefixes", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4 = 4 }), 10 * time.Second},
+		{"no prefix any more", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4 = 0 }), 0},
+		{"the first prefix", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv6 = 1 }), 0},
+		{"more prefixes, and a gate", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4, o.Gate = 4, "x" }), 0},
+		{"a member, and a session down", edit(func(o *v1beta1.SpeakerStatus) { o.Members, o.Sessions[0].State = o.Members[1:], "Idle" }), 0},
+		{"nothing", many, 0},
+	} {
+		if rest := max(0, s.rest(c.want, now)); rest != c.rest {
+			t.Errorf("%s rests for %v, want %v", c.what, rest, c.rest)
+		}
+	}
+	if rest := s.rest(edit(func(o *v1beta1.SpeakerStatus) { o.Members = o.Members[1:] }), now.Add(10*time.Second)); rest > 0 {
+		t.Errorf("another member rests for %v more after 10 s", rest)
+	}
+}
 
 // The condition Guarded says whether packets may go round, which call the kernel refused, and what to do.
 func TestGuardedCondition(t *testing.T) {

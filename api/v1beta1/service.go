@@ -29,6 +29,9 @@ const (
 	// ConditionReady is True when the object is in use as written. When it is False the message says which field
 	// is wrong and what would be right; nothing but this object is disabled by it.
 	ConditionReady = "Ready"
+
+	// ReasonEnded is the reason of a Speaker's Ready that a speaker writes when it ends: it announces nothing any more.
+	ReasonEnded = "Ended"
 	// ConditionConflict is True on a pool whose addresses meet those of an older pool, a node or a ServiceCIDR.
 	ConditionConflict = "Conflict"
 	// ConditionEstablished is True on a BGPPeer when every node that should have a session with it has one.

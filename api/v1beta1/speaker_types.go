@@ -33,6 +33,10 @@ type SpeakerStatus struct {
 	// +optional
 	Gate string `json:"gate,omitempty"`
 
+	// drained says that the node is being drained, and its time to go on announcing by BGP is over.
+	// +optional
+	Drained bool `json:"drained,omitempty"`
+
 	// layer2 are the addresses that this node answers ARP and NDP for.
 	// +listType=map
 	// +listMapKey=address

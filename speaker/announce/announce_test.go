@@ -306,14 +306,27 @@ func TestGatesNeverEmptyTheSet(t *testing.T) {
 	claims := []Claim{{someService, v1beta1.AddressLoadBalancerIP}}
 	for range 500 {
 		v := bigView(1 + r.IntN(5))
-		v.Config.Peers = []config.Peer{{Name: "tor"}}
-		v.Config.BGP = []config.BGPAdvertisement{{Name: "all", Pools: config.Names{All: true}, Peers: config.Names{All: true},
+		v.Config.Peers = []config.Peer{
+			{Name: "tor", Nodes: config.Selectors{labels.SelectorFromSet(labels.Set{"edge": "y"})}},
+			{Name: "other"}, // has every node, but not the advertisement
+		}
+		v.Config.BGP = []config.BGPAdvertisement{{Name: "all", Pools: config.Names{All: true}, Peers: config.Names{Set: map[string]bool{"tor": true}},
 			Types: map[v1beta1.AddressType]bool{v1beta1.AddressLoadBalancerIP: true}, Length4: 32, Length6: 128}}
-		free := 0
+		free, edges := 0, 0
 		for _, n := range v.Nodes {
+			edge := edges == 0 || r.IntN(2) == 0
+			if edge {
+				edges++
+				n.Labels = labels.Set{"edge": "y"}
+			}
 			if r.IntN(2) == 0 {
 				n.Gate = "the Service proxy is unhealthy"
-			} else if free++; r.IntN(3) == 0 {
+				continue
+			}
+			if edge {
+				free++
+			}
+			if r.IntN(3) == 0 {
 				n.Links = []Link{{Name: "eth0"}}
 			}
 		}

@@ -114,7 +114,8 @@ func (v *View) admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []C
 }
 
 // mayExport says why a node may not announce what an advertisement announces, "" when it may. cannot says why a node
-// cannot serve it at all. A gated node may not while a fellow without a gate can; gates never withdraw the last route.
+// cannot serve it at all. A gated node may not while a fellow without a gate can, and has a peer to announce it to; gates
+// never withdraw the last route.
 func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Node) string) string {
 	if !ad.Nodes.Match(me.Labels) {
 		return "no BGPAdvertisement selects the node"
@@ -126,11 +127,16 @@ func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Nod
 		return ""
 	}
 	for _, n := range v.Nodes {
-		if n != me && n.Alive && n.Gate == "" && ad.Nodes.Match(n.Labels) && cannot(n) == "" {
+		if n != me && n.Alive && n.Gate == "" && ad.Nodes.Match(n.Labels) && cannot(n) == "" && v.hasPeer(n, ad) {
 			return me.Gate
 		}
 	}
 	return ""
+}
+
+// hasPeer says whether a node has sessions that an advertisement is for.
+func (v *View) hasPeer(n *Node, ad *config.BGPAdvertisement) bool {
+	return slices.ContainsFunc(v.Config.Peers, func(p config.Peer) bool { return ad.Peers.Has(p.Name) && p.Nodes.Match(n.Labels) })
 }
 
 // lastChoice are the attributes of a draining node's routes: routers use them only where there are no others.

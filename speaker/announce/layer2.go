@@ -32,6 +32,8 @@ import (
 //   - a speaker that dies or is drained moves what it owned, and takes no more than its own when it is back. While others
 //     are out too, their addresses, being guests, may move beside;
 //   - a new Service moves no other address, or one guest at most while a node is out;
+//   - a Service that has no ready endpoint for a time keeps its place, and moves no other; but for those with policy Local,
+//     which are at home where their endpoints are;
 //   - an address that is given back moves a few others (5 of 1,000, on average), since it counted for the shares of those
 //     after it;
 //   - a Node object that comes or goes changes all shares, and moves others beside what that node owns: on average two
@@ -79,6 +81,7 @@ type site struct {
 // shape is what addresses have in common that the same nodes can serve in the same way.
 type shape struct {
 	terrain *terrain
+	idle    bool     // no node can serve for want of endpoints, and any could
 	classes []*group // of the nodes that can serve, by weight
 	hosts   *group   // the nodes that the owner is chosen from; nil: none
 	class   int      // that hosts are in
@@ -197,13 +200,16 @@ func (p *Plan) first(g *group, x *planned, limit int) int {
 // shape finds the nodes that can serve an address, and those that could own it now.
 func (p *Plan) shape(x *planned, ads []int) *shape {
 	t := p.terrain(ads)
-	able := p.able(x)
+	able, idle := p.able(x)
 	p.key = p.bits(binary.AppendUvarint(p.key[:0], uint64(t.id)), able)
+	if idle {
+		p.key = append(p.key, 1)
+	}
 	s := p.shapes[string(p.key)]
 	if s != nil {
 		return s
 	}
-	s = &shape{terrain: t}
+	s = &shape{terrain: t, idle: idle}
 	p.shapes[string(p.key)] = s
 	able = slices.DeleteFunc(slices.Clone(able), func(n int) bool { return !t.sites[n].selected })
 	slices.SortStableFunc(able, func(a, b int) int { return cmp.Compare(t.sites[b].Weight, t.sites[a].Weight) })
@@ -229,7 +235,7 @@ func (p *Plan) shape(x *planned, ads []int) *shape {
 		}
 		s.classes = append(s.classes, p.group(p.homes, class))
 	}
-	if len(hosts) > 0 {
+	if len(hosts) > 0 && !idle {
 		s.hosts = p.group(p.hosts, hosts)
 	}
 	return s
@@ -246,13 +252,17 @@ func (t *terrain) ranked(nodes []int, r int) []int {
 	return out
 }
 
-// able are the nodes that can serve one of the claims on an address, as far as the API server knows; see Node.cannot.
-func (p *Plan) able(x *planned) []int {
+// able are the nodes that can serve one of the claims on an address, as far as the API server knows; see Node.cannot. If
+// there are none, and only because endpoints are missing that could be anywhere, they are those that could: idle.
+func (p *Plan) able(x *planned) (nodes []int, idle bool) {
 	var out []int
 	for _, c := range x.claims {
 		eps := c.endpoints(x.addr)
-		if len(eps) > 0 && !c.local() {
-			return p.usable
+		if !c.local() {
+			if len(eps) > 0 {
+				return p.usable, false
+			}
+			idle = true
 		}
 		for name, count := range eps {
 			if n, ok := p.index[name]; ok && count > 0 && p.nodes[n].Excluded == "" {
@@ -260,8 +270,11 @@ func (p *Plan) able(x *planned) []int {
 			}
 		}
 	}
+	if idle && len(out) == 0 {
+		return p.usable, true
+	}
 	slices.Sort(out)
-	return slices.Compact(out)
+	return slices.Compact(out), false
 }
 
 // terrain finds out what the nodes are to the addresses that some advertisements announce.
@@ -441,7 +454,7 @@ func (p *Plan) StandbyFor(node string) []netip.Addr {
 // every node that can serve is alive and has no gate, the owner is the first in the order.
 func (p *Plan) Before(addr netip.Addr, node string) map[string]bool {
 	x := p.byAddr[addr]
-	if x == nil || x.shape == nil {
+	if x == nil || x.shape == nil || x.shape.idle {
 		return nil
 	}
 	me, ok := p.index[node]

@@ -141,12 +141,12 @@ func TestPlan(t *testing.T) {
 			t.Fatalf("%d nodes, %d addresses: all are back, but %v are elsewhere", nodes, addrs, m)
 		}
 
-		for a, claims := range c.claims { // any one
-			delete(c.claims, a)
-			deleted += len(moved(start, check("with a Service deleted")))
-			c.claims[a] = claims
-			break
-		}
+		all := slices.SortedFunc(maps.Keys(c.claims), netip.Addr.Compare)
+		gone := all[r.IntN(len(all))]
+		claims := c.claims[gone]
+		delete(c.claims, gone)
+		deleted += len(moved(start, check("with a Service deleted")))
+		c.claims[gone] = claims
 
 		delete(c.Nodes, x.Name)
 		others := len(moved(without, check("with a node removed")))
@@ -160,6 +160,46 @@ func TestPlan(t *testing.T) {
 	t.Logf("moved by the removal of 100 dead nodes that had owned %d addresses: %d, at most %.0f %% of all", left, removed, 100*worst)
 	if deleted > 600 || removed > left {
 		t.Error("a deleted Service should move few other addresses, and the removal of a dead node fewer than its death")
+	}
+}
+
+// A Service that loses its endpoints loses its owner, has the same again when they are back, and meanwhile no other
+// address has moved, whatever else was down.
+func TestPlanKeepsThePlaceOfIdleServices(t *testing.T) {
+	r := rand.New(rand.NewPCG(9, 10))
+	for range 50 {
+		c := newLAN(3+r.IntN(20), 10+r.IntN(500))
+		start := c.owners()
+		var idle []netip.Addr
+		for a, claims := range c.claims {
+			if r.IntN(4) == 0 {
+				idle = append(idle, a)
+				claims[0].Service.Endpoints4 = Endpoints{}
+			}
+		}
+		p := c.PlanLayer2(c.claims)
+		for a := range c.claims {
+			owner, _ := p.Owner(a)
+			switch {
+			case slices.Contains(idle, a):
+				if d := p.Explain(a); owner != "" || d.Owner != "" || d.Why == "" {
+					t.Fatalf("%s has no endpoint, and is owned by %q: %+v", a, owner, d)
+				}
+				for n := range c.Nodes {
+					if len(p.Before(a, n)) > 0 || slices.Contains(p.StandbyFor(n), a) {
+						t.Fatalf("%s has no endpoint, and %s has fellows before it or stands by for it", a, n)
+					}
+				}
+			case owner != start[a]:
+				t.Fatalf("%d of %d Services have no endpoint, and %s moved from %s to %s", len(idle), len(c.claims), a, start[a], owner)
+			}
+		}
+		for _, a := range idle {
+			c.claims[a][0].Service.Endpoints4 = Endpoints{Ready: map[string]int{"node0": 1}}
+		}
+		if m := moved(start, c.owners()); len(m) > 0 {
+			t.Fatalf("the endpoints are back, and %v moved", m)
+		}
 	}
 }
 
@@ -378,9 +418,6 @@ func BenchmarkPlanLayer2(b *testing.B) {
 		c := newLAN(50, 2000)
 		p := c.PlanLayer2(c.claims)
 		a := c.add()
-		for a = range c.claims {
-			break
-		}
 		b.ReportAllocs()
 		for b.Loop() {
 			p.Explain(a)

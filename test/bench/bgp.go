@@ -904,7 +904,7 @@ func rolledRouted(graceful bool) func(context.Context, *bench) error {
 			}
 			addrs = append(addrs, addr)
 		}
-		return b.each(ctx, max(3, b.trials/2), func(int) error {
+		return b.each(ctx, b.trials, func(int) error {
 			return b.during(ctx, f, "outside", addrs, func() error {
 				for _, n := range b.Nodes() {
 					if err := b.clarion.Speakers[n].Stop(); err != nil {
@@ -944,7 +944,7 @@ func drainedRouted(ctx context.Context, b *bench) error {
 		}
 		addrs = append(addrs, addr)
 	}
-	return b.each(ctx, max(3, b.trials/2), func(i int) error {
+	return b.each(ctx, b.trials, func(i int) error {
 		node := b.Nodes()[i%len(b.Nodes())]
 		stop := b.stream(ctx, "outside", addrs...)
 		pause(ctx, anyTime())

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"net/netip"
 	"os/exec"
 	"regexp"
@@ -139,21 +140,26 @@ func (b *bench) again(ctx context.Context, p place) error {
 	return nil
 }
 
+// owners tries something with each place in turn, and waits until it is as it was.
+func (b *bench) owners(ctx context.Context, f func(place) error) error {
+	places, err := b.away(ctx)
+	if err != nil {
+		return err
+	}
+	return b.each(ctx, b.trials, func(i int) error {
+		p := places[i%len(places)]
+		if err := f(p); err != nil {
+			return err
+		}
+		return b.again(ctx, p)
+	})
+}
+
 // cut pulls the cable of an address's owner.
 func cut(want string, p50, most float64) func(context.Context, *bench) error {
 	return func(ctx context.Context, b *bench) error {
 		f := b.figure(figure{name: fmt.Sprintf("owner's link cut, %d nodes: longest gap", len(b.Nodes())), want: want, unit: "ms", p50: p50, max: most})
-		places, err := b.away(ctx)
-		if err != nil {
-			return err
-		}
-		return b.each(ctx, b.trials, func(i int) error {
-			p := places[i%len(places)]
-			if err := b.cutOwner(ctx, f, p); err != nil {
-				return err
-			}
-			return b.again(ctx, p)
-		})
+		return b.owners(ctx, func(p place) error { return b.cutOwner(ctx, f, p) })
 	}
 }
 
@@ -194,13 +200,8 @@ func (b *bench) during(ctx context.Context, fig *figure, from string, addrs []ne
 
 func killed(ctx context.Context, b *bench) error {
 	f := b.lossless("owner's speaker killed (SIGKILL), and started again")
-	places, err := b.away(ctx)
-	if err != nil {
-		return err
-	}
-	return b.each(ctx, b.trials, func(i int) error {
-		p := places[i%len(places)]
-		err := b.during(ctx, f, "client", []netip.Addr{p.addr}, func() error {
+	return b.owners(ctx, func(p place) error {
+		return b.during(ctx, f, "client", []netip.Addr{p.addr}, func() error {
 			b.clarion.Speakers[p.owner].Kill()
 			pause(ctx, 2*time.Second)
 			if err := b.clarion.Speakers[p.owner].Restart(); err != nil {
@@ -208,22 +209,13 @@ func killed(ctx context.Context, b *bench) error {
 			}
 			return b.owned(ctx, p.addr, p.owner)
 		})
-		if err != nil {
-			return err
-		}
-		return b.again(ctx, p)
 	})
 }
 
 func terminated(ctx context.Context, b *bench) error {
 	stopped, took := b.lossless("owner's speaker ends (SIGTERM)"), b.figure(figure{name: "time that it takes to end", want: "-", unit: "ms"})
 	joins := b.lossless("node joins and takes over")
-	places, err := b.away(ctx)
-	if err != nil {
-		return err
-	}
-	return b.each(ctx, b.trials, func(i int) error {
-		p := places[i%len(places)]
+	return b.owners(ctx, func(p place) error {
 		sp := b.clarion.Speakers[p.owner]
 		err := b.during(ctx, stopped, "client", []netip.Addr{p.addr}, func() error {
 			start := time.Now()
@@ -234,28 +226,19 @@ func terminated(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		err = b.during(ctx, joins, "client", []netip.Addr{p.addr}, func() error {
+		return b.during(ctx, joins, "client", []netip.Addr{p.addr}, func() error {
 			if err := sp.Restart(); err != nil {
 				return err
 			}
 			return b.owned(ctx, p.addr, p.owner)
 		})
-		if err != nil {
-			return err
-		}
-		return b.again(ctx, p)
 	})
 }
 
 func drained(ctx context.Context, b *bench) error {
 	f := b.lossless("node drained, and no longer")
-	places, err := b.away(ctx)
-	if err != nil {
-		return err
-	}
-	return b.each(ctx, b.trials, func(i int) error {
-		p := places[i%len(places)]
-		err := b.during(ctx, f, "client", []netip.Addr{p.addr}, func() error {
+	return b.owners(ctx, func(p place) error {
+		return b.during(ctx, f, "client", []netip.Addr{p.addr}, func() error {
 			if err := b.drain(ctx, p.owner, true); err != nil {
 				return err
 			}
@@ -274,22 +257,13 @@ func drained(ctx context.Context, b *bench) error {
 			}
 			return b.owned(ctx, p.addr, p.owner)
 		})
-		if err != nil {
-			return err
-		}
-		return b.again(ctx, p)
 	})
 }
 
 func rolled(ctx context.Context, b *bench) error {
 	f := b.lossless("rolling restart of all speakers")
-	places, err := b.away(ctx)
-	if err != nil {
-		return err
-	}
-	return b.each(ctx, max(3, b.trials/2), func(i int) error {
-		p := places[i%len(places)]
-		err := b.during(ctx, f, "client", []netip.Addr{p.addr}, func() error {
+	return b.owners(ctx, func(p place) error {
+		return b.during(ctx, f, "client", []netip.Addr{p.addr}, func() error {
 			for _, n := range b.Nodes() {
 				if err := b.clarion.Speakers[n].Stop(); err != nil {
 					return err
@@ -303,10 +277,6 @@ func rolled(ctx context.Context, b *bench) error {
 			}
 			return b.owned(ctx, p.addr, p.owner)
 		})
-		if err != nil {
-			return err
-		}
-		return b.again(ctx, p)
 	})
 }
 
@@ -361,17 +331,12 @@ func withoutAPI(ctx context.Context, b *bench) error {
 func partitioned(ctx context.Context, b *bench) error {
 	f := b.figure(figure{name: "partition healed: two owners answer for", want: "max 200 ms", unit: "ms", max: 200})
 	after := b.figure(figure{name: "partition healed: changes of owner within 3 s", want: "max 1", unit: "", max: 1})
-	places, err := b.away(ctx)
-	if err != nil {
-		return err
-	}
 	e, err := b.listen()
 	if err != nil {
 		return err
 	}
 	defer e.close()
-	return b.each(ctx, max(3, b.trials/2), func(i int) error {
-		p := places[i%len(places)]
+	return b.owners(ctx, func(p place) error {
 		if err := b.Partition([]string{p.owner}, b.others(p.owner)); err != nil {
 			return err
 		}
@@ -385,7 +350,7 @@ func partitioned(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		pause(ctx, time.Duration(i%4)*2*time.Second+anyTime()) // short and long ones
+		pause(ctx, rand.N(7*time.Second)+anyTime()) // short and long ones
 		stop := e.asking(p.addr, 5*time.Millisecond)
 		pause(ctx, 100*time.Millisecond)
 		if err := b.Heal(); err != nil {
@@ -407,7 +372,7 @@ func partitioned(ctx context.Context, b *bench) error {
 		}
 		f.took(last.Sub(healed))
 		after.add(float64(changes))
-		return b.again(ctx, p)
+		return nil
 	})
 }
 
@@ -817,7 +782,7 @@ func (b *bench) allOwned(ctx context.Context, addrs []netip.Addr, node string) e
 func (b *bench) failTogether(ctx context.Context, addrs []netip.Addr, node string) error {
 	spread := b.figure(figure{name: "1,000 addresses fail over: from the first to the last", want: "max 300 ms", unit: "ms", max: 300})
 	all := b.figure(figure{name: "1,000 addresses fail over: from the cut to the last", want: "-", unit: "ms"})
-	return b.each(ctx, max(3, b.trials/2), func(int) error {
+	return b.each(ctx, b.trials, func(int) error {
 		e, err := b.listen()
 		if err != nil {
 			return err
