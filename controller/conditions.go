@@ -26,7 +26,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/snapshot"
-	"github.com/clarionlb/clarion/speaker/announce"
+	"github.com/clarionlb/clarion/internal/verdict"
 )
 
 // How long changes are collected before conditions are written, and how long a failed write rests.
@@ -50,6 +50,8 @@ type conditions struct {
 
 	speakers map[string]*v1beta1.Speaker // guarded by the snapshot's lock
 	services map[string]bool             // Services to look at again
+	pending  map[string]bool             // those that are to be looked at again though nothing may happen
+	again    <-chan time.Time            // when that is; nil: never
 	warned   map[string]bool             // Services whose users were told last that they are not announced
 }
 
@@ -58,7 +60,7 @@ func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, 
 	c := &conditions{
 		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, counters: n, events: mgr.GetEventRecorder("clarion-controller"), log: log,
 		snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
-		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, warned: map[string]bool{},
+		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, pending: map[string]bool{}, warned: map[string]bool{},
 	}
 	ctx := context.Background() // informers run until the manager's cache ends
 	synced, err := c.snapshot.Watch(ctx, c.cache, log, c.poke)
@@ -92,8 +94,9 @@ func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 		delete(c.speakers, name)
 	}
 	whole := old == nil || gone
-	if whole || old.Status.Gate != sp.Status.Gate || !slices.Equal(old.Status.Members, sp.Status.Members) || !slices.Equal(old.Status.Interfaces, sp.Status.Interfaces) {
-		c.snapshot.Fellows(fellows(c.speakers, c.snapshot.NotReady))
+	if whole || snapshot.Ended(old) != snapshot.Ended(sp) || old.Status.Gate != sp.Status.Gate || old.Status.Drained != sp.Status.Drained ||
+		!slices.Equal(old.Status.Members, sp.Status.Members) || !slices.Equal(old.Status.Interfaces, sp.Status.Interfaces) {
+		c.snapshot.Speakers(c.speakers)
 	}
 	if whole || !slices.EqualFunc(old.Status.Sessions, sp.Status.Sessions, sameSession) || !slices.Equal(old.Status.Problems, sp.Status.Problems) {
 		c.snapshot.MarkAll()
@@ -128,23 +131,6 @@ func reported(status *v1beta1.SpeakerStatus) map[string]string {
 	return out
 }
 
-// fellows are the nodes whose speakers are alive; see snapshot.Living.
-func fellows(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) map[string]snapshot.Fellow {
-	members := map[string][]string{}
-	for name, sp := range speakers {
-		members[name] = sp.Status.Members
-	}
-	out := map[string]snapshot.Fellow{}
-	for name := range snapshot.Living(members, notReady) {
-		fe := snapshot.Fellow{Gate: speakers[name].Status.Gate}
-		for _, i := range speakers[name].Status.Interfaces {
-			fe.Links = append(fe.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
-		}
-		out[name] = fe
-	}
-	return out
-}
-
 // Start writes until ctx ends.
 func (c *conditions) Start(ctx context.Context) error {
 	if !toolscache.WaitForCacheSync(ctx.Done(), c.synced...) {
@@ -163,6 +149,11 @@ func (c *conditions) Start(ctx context.Context) error {
 			if due == nil {
 				due = time.After(conditionsDelay)
 			}
+		case <-c.again:
+			c.again = nil
+			maps.Copy(c.services, c.pending)
+			clear(c.pending)
+			c.poke()
 		case <-due:
 			due = nil
 			if failed := c.write(ctx); failed && ctx.Err() == nil {
@@ -224,7 +215,7 @@ func (c *conditions) changes(ctx context.Context) ([]change, error) {
 	defer c.snapshot.Unlock()
 	dirty := c.snapshot.Changes()
 	if dirty.All { // perhaps a node is lost, or found again
-		c.snapshot.Fellows(fellows(c.speakers, c.snapshot.NotReady))
+		c.snapshot.Speakers(c.speakers)
 		dirty.Services = append(dirty.Services, c.snapshot.Changes().Services...)
 	}
 	for _, key := range dirty.Services {
@@ -242,9 +233,9 @@ func (c *conditions) changes(ctx context.Context) ([]change, error) {
 	if len(keys) == 0 {
 		return out, nil
 	}
-	r := readReports(c.snapshot.View(), c.speakers)
+	judge := verdict.New(c.snapshot.View(), c.snapshot.Layer2, c.speakers, time.Now())
 	for key := range keys {
-		ch, err := c.service(ctx, key, r)
+		ch, err := c.service(ctx, key, judge)
 		if err != nil { // all of them are looked at again
 			if dirty.All {
 				c.snapshot.MarkAll()
@@ -260,7 +251,7 @@ func (c *conditions) changes(ctx context.Context) ([]change, error) {
 }
 
 // service is the change of a Service's condition Announced, nil when it is what it should be.
-func (c *conditions) service(ctx context.Context, key string, r *reports) (*change, error) {
+func (c *conditions) service(ctx context.Context, key string, judge *verdict.Judge) (*change, error) {
 	ns, name, _ := strings.Cut(key, "/")
 	svc := &corev1.Service{}
 	if err := c.client.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, svc); err != nil {
@@ -282,7 +273,12 @@ func (c *conditions) service(ctx context.Context, key string, r *reports) (*chan
 				addrs = append(addrs, a)
 			}
 		}
-		cond := announced(c.snapshot, r, addrs)
+		cond := c.announced(judge, addrs)
+		if cond.Reason == verdict.Pending {
+			if c.pending[key] = true; c.again == nil {
+				c.again = time.After(verdict.Youth)
+			}
+		}
 		cond.ObservedGeneration = svc.Generation
 		meta.SetStatusCondition(&next.Status.Conditions, cond)
 	}
@@ -296,20 +292,43 @@ func (c *conditions) service(ctx context.Context, key string, r *reports) (*chan
 	return ch, nil
 }
 
+// announced is the condition Announced of a Service with these addresses.
+func (c *conditions) announced(judge *verdict.Judge, addrs []netip.Addr) metav1.Condition {
+	cond := metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionTrue, Reason: verdict.Announced}
+	var texts []string
+	for _, addr := range addrs {
+		v := judge.Of(addr, c.snapshot.ClaimsOn(addr))
+		text := addr.String() + " " + v.Text
+		switch {
+		case !v.Announced():
+			text = addr.String() + " is not announced: " + v.Text
+			if cond.Status == metav1.ConditionTrue {
+				cond.Status, cond.Reason = metav1.ConditionFalse, v.Reason
+			}
+		case cond.Reason == verdict.Announced:
+			cond.Reason = v.Reason
+		}
+		texts = append(texts, text)
+	}
+	cond.Message = strings.Join(texts, "; ")
+	return cond
+}
+
 // maxNote is what the API server takes as the text of an event.
 const maxNote = 1024
 
-// announcedEvent is the event to go with a change of the condition Announced: one when nobody announces a Service, or
-// for another reason than before, and after that one when it is announced, be it pending in between.
+// announcedEvent is the event to go with a change of the condition Announced: one when nobody announces a Service, or a
+// stranger uses its address, or that is for another reason than before; and after that one when all is well, be it pending
+// in between.
 func (c *conditions) announcedEvent(key string, svc *corev1.Service, old, now *metav1.Condition) func() {
 	troubled := func(x *metav1.Condition) bool {
-		return x != nil && x.Status == metav1.ConditionFalse && x.Reason != reasonPending
+		return x != nil && x.Reason != verdict.Announced && x.Reason != verdict.Pending
 	}
 	typ, action := corev1.EventTypeNormal, "Announce"
 	switch {
 	case troubled(now) && (!troubled(old) || old.Reason != now.Reason):
 		typ = corev1.EventTypeWarning
-	case now.Status == metav1.ConditionTrue && (troubled(old) || c.warned[key]):
+	case now.Reason == verdict.Announced && (troubled(old) || c.warned[key]):
 	default:
 		return nil
 	}
@@ -328,7 +347,7 @@ func (c *conditions) announcedEvent(key string, svc *corev1.Service, old, now *m
 
 // objects are the changes of the configuration objects' statuses.
 func (c *conditions) objects(ctx context.Context) ([]change, error) {
-	problems := map[string][]string{}
+	problems, advice := map[string][]string{}, map[string][]string{}
 	reasons := map[string]string{}
 	add := func(object, reason, message string) {
 		if problems[object] = append(problems[object], message); reasons[object] == "" {
@@ -336,12 +355,18 @@ func (c *conditions) objects(ctx context.Context) ([]change, error) {
 		}
 	}
 	for _, p := range c.snapshot.Problems() {
-		add(p.Kind+"/"+p.Name, p.Reason, p.Message)
+		if object := p.Kind + "/" + p.Name; p.Reason == config.ReasonAdvice {
+			advice[object] = append(advice[object], p.Message)
+		} else {
+			add(object, p.Reason, p.Message)
+		}
 	}
 	onNodes := map[v1beta1.Problem][]string{}
-	for node, sp := range c.speakers {
-		for _, p := range sp.Status.Problems {
-			onNodes[p] = append(onNodes[p], node)
+	for node, n := range c.snapshot.View().Nodes {
+		if sp := c.speakers[node]; sp != nil && n.Alive {
+			for _, p := range sp.Status.Problems {
+				onNodes[p] = append(onNodes[p], node)
+			}
 		}
 	}
 	for _, p := range slices.SortedFunc(maps.Keys(onNodes), func(a, b v1beta1.Problem) int { return strings.Compare(a.Object+a.Message, b.Object+b.Message) }) {
@@ -351,10 +376,15 @@ func (c *conditions) objects(ctx context.Context) ([]change, error) {
 	}
 	ready := func(kind, name string) metav1.Condition {
 		object := kind + "/" + name
+		cond := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready"}
+		texts := []string{"in use as written"}
 		if ps := problems[object]; len(ps) > 0 {
-			return metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionFalse, Reason: reasons[object], Message: strings.Join(ps, "; ")}
+			cond.Status, cond.Reason, texts = metav1.ConditionFalse, reasons[object], ps
+		} else if len(advice[object]) > 0 {
+			cond.Reason = config.ReasonAdvice
 		}
-		return metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "in use as written"}
+		cond.Message = strings.Join(slices.Concat(texts, advice[object]), "; ")
+		return cond
 	}
 	meetings := c.snapshot.Meetings()
 
@@ -436,7 +466,7 @@ func (c *conditions) sessions(p *v1beta1.BGPPeer) (wanted, up int32, established
 		}
 		switch {
 		case !n.Alive:
-			down = append(down, name+": its speaker is not alive")
+			down = append(down, name+": "+verdict.NotAlive)
 		case state == "Established":
 			up++
 		case lastError == "":
@@ -448,10 +478,19 @@ func (c *conditions) sessions(p *v1beta1.BGPPeer) (wanted, up int32, established
 	established = metav1.Condition{Type: v1beta1.ConditionEstablished, Status: metav1.ConditionTrue, Reason: "Established",
 		Message: fmt.Sprintf("%d of %d sessions are up", up, wanted)}
 	if up < wanted || wanted == 0 {
-		established.Status, established.Reason = metav1.ConditionFalse, reasonSessionDown
+		established.Status, established.Reason = metav1.ConditionFalse, verdict.SessionDown
 		if len(down) > 0 {
 			established.Message += "; " + few(down)
 		}
 	}
 	return wanted, up, established
+}
+
+// few lists some of many.
+func few(all []string) string {
+	const most = 5
+	if n := len(all); n > most {
+		return strings.Join(all[:most], ", ") + fmt.Sprintf(" and %d more", n-most)
+	}
+	return strings.Join(all, ", ")
 }

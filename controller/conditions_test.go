@@ -27,6 +27,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/verdict"
 )
 
 // store is an API server with a cache in front of it: reads give the objects themselves, patches to a status are taken
@@ -114,7 +115,7 @@ func (s statusStore) Patch(_ context.Context, o client.Object, _ client.Patch, _
 func newConditions(s *store, holds func() bool) *conditions {
 	c := &conditions{
 		client: s, holds: holds, events: events.NewFakeRecorder(100000), log: slog.New(slog.DiscardHandler), snapshot: snapshot.New(true),
-		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, warned: map[string]bool{},
+		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, pending: map[string]bool{}, warned: map[string]bool{},
 	}
 	if _, err := c.snapshot.Watch(context.Background(), s.informers, c.log, c.poke); err != nil {
 		s.t.Fatal(err)
@@ -219,6 +220,10 @@ func TestSpeakerChanges(t *testing.T) {
 			s.Layer2 = append(s.Layer2, v1beta1.Layer2Status{Address: "198.18.9.9"})
 		}, "[]"},
 		{"a gate", func(s *v1beta1.SpeakerStatus) { s.Gate = "its Service proxy is not healthy" }, "all"},
+		{"the end of a node's draining", func(s *v1beta1.SpeakerStatus) { s.Drained = true }, "all"},
+		{"its own end", func(s *v1beta1.SpeakerStatus) {
+			s.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1beta1.ReasonEnded}}
+		}, "all"},
 		{"a session", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].State = "Idle" }, "all"},
 		{"why a session is down", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].LastError = "no route to host" }, "all"},
 		{"a problem", func(s *v1beta1.SpeakerStatus) { s.Problems = []v1beta1.Problem{{Object: "BGPPeer/a", Message: "no"}} }, "all"},
@@ -387,14 +392,15 @@ func TestAnnouncedEvents(t *testing.T) {
 	cond := func(status metav1.ConditionStatus, reason string) *metav1.Condition {
 		return &metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: status, Reason: reason, Message: "m"}
 	}
-	pending, good, bad := cond("False", reasonPending), cond("True", "Announced"), cond("False", reasonNoNode)
+	pending, good, bad := cond("False", verdict.Pending), cond("True", verdict.Announced), cond("False", verdict.NoEligibleNode)
+	contested := cond("True", verdict.AddressConflict)
 	var old *metav1.Condition
 	for n, step := range []struct {
 		now  *metav1.Condition
 		want string
 	}{
-		{pending, ""}, {good, ""}, {bad, "Warning"}, {cond("False", reasonSessionDown), "Warning"}, {pending, ""}, {good, "Normal"},
-		{pending, ""}, {good, ""}, {bad, "Warning"}, {good, "Normal"},
+		{pending, ""}, {good, ""}, {bad, "Warning"}, {cond("False", verdict.SessionDown), "Warning"}, {pending, ""}, {good, "Normal"},
+		{pending, ""}, {good, ""}, {bad, "Warning"}, {good, "Normal"}, {contested, "Warning"}, {good, "Normal"},
 	} {
 		if event := c.announcedEvent("default/web", svc, old, step.now); event != nil {
 			event()
@@ -410,4 +416,118 @@ func TestAnnouncedEvents(t *testing.T) {
 		}
 		old = step.now
 	}
+}
+
+func (s *store) speaker(name string) *v1beta1.Speaker {
+	return s.objects[keyOf(&v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name}})].(*v1beta1.Speaker).DeepCopy()
+}
+
+// TestOneNodeIsNoNews: where many nodes announce the same Services, no Service is written because one of them loses its
+// sessions, or dies.
+func TestOneNodeIsNoNews(t *testing.T) {
+	s := newStore(t)
+	c := newConditions(s, func() bool { return true })
+	bigCluster(s, 9, 20, true, true, false)
+	if c.write(t.Context()) || s.patches < 20 {
+		t.Fatalf("%d patches at first", s.patches)
+	}
+	step := func(what string, change func()) {
+		t.Helper()
+		change()
+		changes, err := c.changes(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ch := range changes {
+			if _, ok := ch.object.(*corev1.Service); ok {
+				t.Fatalf("%s: %s is written", what, keyOf(ch.object))
+			}
+		}
+	}
+	step("a node without sessions", func() {
+		sp := s.speaker("node03")
+		for i := range sp.Status.Sessions {
+			sp.Status.Sessions[i].State, sp.Status.Sessions[i].LastError = "Active", "hold timer expired"
+		}
+		s.set(sp)
+	})
+	step("a node that is dead", func() {
+		for i := range 9 {
+			sp := s.speaker(fmt.Sprintf("node%02d", i))
+			sp.Status.Members = slices.DeleteFunc(slices.Clone(sp.Status.Members), func(n string) bool { return n == "node04" })
+			s.set(sp)
+		}
+	})
+	step("one session of each node", func() {
+		for i := range 9 {
+			sp := s.speaker(fmt.Sprintf("node%02d", i))
+			sp.Status.Sessions[i%2].LastError = "hold timer expired"
+			if i < 6 {
+				sp.Status.Sessions[i%2].State = "Active"
+			}
+			s.set(sp)
+		}
+	})
+}
+
+// TestPendingEnds: a session that does not come up, and of which nobody says why, is down after a while though nothing
+// happens.
+func TestPendingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		c := newConditions(s, func() bool { return true })
+		bigCluster(s, 2, 1, true, true, false)
+		for _, name := range []string{"node00", "node01"} {
+			sp := s.speaker(name)
+			for i := range sp.Status.Sessions {
+				sp.Status.Sessions[i].State, sp.Status.Sessions[i].Since = "Active", &metav1.Time{Time: time.Now()}
+			}
+			s.set(sp)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = c.Start(ctx)
+		}()
+		start := time.Now()
+		event := <-c.events.(*events.FakeRecorder).Events // that it is pending is none
+		if took := time.Since(start); !strings.HasPrefix(event, "Warning SessionDown ") || took < verdict.Youth {
+			t.Errorf("after %s the event %q", took, event)
+		}
+		cancel()
+		<-ended
+	})
+}
+
+// TestReady: advice leaves an object ready, and what speakers said before they died does not count.
+func TestReady(t *testing.T) {
+	s := newStore(t)
+	c := newConditions(s, func() bool { return true })
+	bigCluster(s, 3, 0, true, true, false)
+	tor1 := s.objects[keyOf(&v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "tor1"}})].DeepCopyObject().(*v1beta1.BGPPeer)
+	tor1.Generation++
+	tor1.Spec.HoldTime, tor1.Spec.KeepaliveTime = &metav1.Duration{Duration: 9 * time.Second}, &metav1.Duration{Duration: 4 * time.Second}
+	s.set(tor1)
+	expect := func(want string) {
+		t.Helper()
+		if c.write(t.Context()) {
+			t.Fatal("cannot write")
+		}
+		got := meta.FindStatusCondition(s.objects[keyOf(tor1)].(*v1beta1.BGPPeer).Status.Conditions, v1beta1.ConditionReady)
+		if text := fmt.Sprintf("%s %s: %s", got.Status, got.Reason, got.Message); !strings.HasPrefix(text, want) {
+			t.Errorf("Ready is %q, want %q", text, want)
+		}
+	}
+	expect("True Advice: in use as written; spec.keepaliveTime: 4s is more than a third of holdTime 9s")
+	sp := s.speaker("node02")
+	sp.Status.Problems = []v1beta1.Problem{{Object: "BGPPeer/tor1", Message: "there is no Secret"}}
+	s.set(sp)
+	expect("False Invalid: there is no Secret (on node02); spec.keepaliveTime: 4s is more")
+	for _, name := range []string{"node00", "node01"} {
+		sp := s.speaker(name)
+		sp.Status.Members = []string{"node00", "node01"}
+		s.set(sp)
+	}
+	expect("True Advice: ")
 }

@@ -370,19 +370,18 @@ func TestAllocation(t *testing.T) {
 	a.wants("next2", "Allocated", []string{"203.0.113.2"})
 }
 
-// TestOtherClass: a Service whose class nobody serves, one with a typing error say, tells its user so, and is left alone
-// beside. One that its own controller has served says nothing.
-func TestOtherClass(t *testing.T) {
+// TestNoClass: a Service that nobody serves tells its user so, and is left alone beside. One that another controller has
+// served says nothing.
+func TestNoClass(t *testing.T) {
 	a := newAPI(t)
 	a.pool("lan", nil, "203.0.113.0/29")
-	a.run("controller")
-	class := func(s *corev1.Service) { s.Spec.LoadBalancerClass = new("clarionlb.io/clarino") }
-	a.service("served", class)
+	a.run("controller", "--default-class=false")
+	a.service("served", nil)
 	served := a.get("served")
 	served.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.77"}}
 	a.ok(a.Status().Update(t.Context(), served))
-	a.service("typo", class)
-	typo := a.get("typo")
+	a.service("plain", nil)
+	plain := a.get("plain")
 	a.eventually(func() error {
 		var events eventsv1.EventList
 		a.ok(a.List(t.Context(), &events, client.InNamespace("default")))
@@ -391,7 +390,7 @@ func TestOtherClass(t *testing.T) {
 			switch {
 			case e.Regarding.UID == served.UID:
 				t.Fatalf("%s: %s", e.Reason, e.Note)
-			case e.Regarding.UID == typo.UID && e.Reason == "OtherClass" && strings.Contains(e.Note, `"clarionlb.io/clarino"`) && strings.Contains(e.Note, `"clarionlb.io/clarion"`):
+			case e.Regarding.UID == plain.UID && e.Reason == "OtherClass" && strings.Contains(e.Note, "has no loadBalancerClass") && strings.Contains(e.Note, `"clarionlb.io/clarion"`):
 				found = true
 			}
 		}
@@ -400,8 +399,59 @@ func TestOtherClass(t *testing.T) {
 		}
 		return nil
 	})
-	if now := a.get("typo"); now.ResourceVersion != typo.ResourceVersion {
+	if now := a.get("plain"); now.ResourceVersion != plain.ResourceVersion {
 		t.Errorf("the Service was written: %+v", now.Status)
+	}
+}
+
+// TestTypeChangedMeanwhile: what a Service's status says is taken back though its type changed while nobody led.
+func TestTypeChangedMeanwhile(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", nil, "203.0.113.0/29")
+	first := a.run("controller")
+	a.service("web", nil)
+	a.wants("web", "Allocated", []string{"203.0.113.0"})
+	a.ok(first.Stop())
+	a.update("web", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP })
+	a.run("controller")
+	a.eventually(func() error {
+		if svc := a.get("web"); len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 {
+			return fmt.Errorf("status of a ClusterIP Service is %+v", svc.Status)
+		}
+		return nil
+	})
+}
+
+// TestNodeAddresses: what a node has is given to no Service; a Service that has it first keeps it.
+func TestNodeAddresses(t *testing.T) {
+	a := newAPI(t)
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}
+	a.ok(a.Create(t.Context(), node))
+	has := func(address string) {
+		t.Helper()
+		node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}
+		a.ok(a.Status().Update(t.Context(), node))
+	}
+	has("203.0.113.0")
+	a.pool("lan", nil, "203.0.113.0/29")
+	a.service("web", nil)
+	a.service("asks", func(s *corev1.Service) { s.Annotations[v1beta1.AnnotationAddresses] = "203.0.113.0" })
+	first := a.run("controller")
+	a.wants("web", "Allocated", []string{"203.0.113.1"})
+	a.wants("asks", "AddressInUse", nil, "203.0.113.0 is requested, but it belongs to node node1")
+	has("203.0.113.1")
+	a.wants("web", "OutOfPool", []string{"203.0.113.1"}, "it belongs to node node1")
+	a.wants("asks", "Allocated", []string{"203.0.113.0"})
+	a.condition("lan", v1beta1.ConditionConflict, metav1.ConditionTrue, "NodeAddress", "203.0.113.1: belongs to node node1")
+	a.ok(first.Stop())
+	before := a.statuses()
+	a.run("controller")
+	a.service("next", nil)
+	a.wants("next", "Allocated", []string{"203.0.113.2"})
+	after := a.statuses()
+	delete(after, "next")
+	if fmt.Sprint(before) != fmt.Sprint(after) {
+		t.Errorf("the restart changed\n%v to\n%v", before, after)
 	}
 }
 
@@ -474,8 +524,11 @@ func TestPoolConditions(t *testing.T) {
 		s.Reservations = []v1beta1.Reservation{{Address: "192.0.2.1", Namespace: "default", Name: "x"}}
 	}, "203.0.113.64/30")
 	a.condition("e", v1beta1.ConditionReady, metav1.ConditionFalse, "Invalid", "spec.reservations[0].address", "192.0.2.1 is not in spec.addresses")
-	a.pool("e", nil, "203.0.113.64/30")
-	a.condition("e", v1beta1.ConditionReady, metav1.ConditionTrue)
+	a.pool("e", func(s *v1beta1.IPAddressPoolSpec) {
+		s.Reservations = []v1beta1.Reservation{{Address: "203.0.113.65", Namespace: "default", Name: "x"}}
+		s.ExcludeAddresses = []v1beta1.AddressRange{"203.0.113.65"}
+	}, "203.0.113.64/30")
+	a.condition("e", v1beta1.ConditionReady, metav1.ConditionTrue, "in use as written; the reservation of 203.0.113.65 has no effect: pool e excludes it")
 	a.pool("a", nil, "203.0.113.0/30")
 	a.condition("b", v1beta1.ConditionReady, metav1.ConditionTrue)
 	a.eventually(func() error {
@@ -900,7 +953,7 @@ func TestQuarantine(t *testing.T) {
 	a.eventually(func() error {
 		svc := a.get("asks")
 		c := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced)
-		if c == nil || c.Reason != reasonConflict || !strings.Contains(c.Message, "02:00:00:00:00:99") {
+		if c == nil || c.Reason != "AddressConflict" || !strings.Contains(c.Message, "02:00:00:00:00:99") {
 			return fmt.Errorf("conditions are %v", svc.Status.Conditions)
 		}
 		return nil

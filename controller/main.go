@@ -32,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
@@ -94,7 +95,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	restConfig.QPS = -1 // the API server's own fairness is the limit
-	n, err := newCounters()
+	n, err := newCounters(metrics.Registry)
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}

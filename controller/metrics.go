@@ -25,8 +25,8 @@ type counters struct {
 	writeErrors *prometheus.CounterVec // by kind
 }
 
-// newCounters returns counters that are served. It may be called once in a process.
-func newCounters() (*counters, error) {
+// newCounters returns counters that are served from r.
+func newCounters(r prometheus.Registerer) (*counters, error) {
 	c := &counters{
 		allocated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "clarion_allocations_total", Help: "Services that were given the addresses that they should have.",
@@ -46,7 +46,7 @@ func newCounters() (*counters, error) {
 		}, []string{"kind"}),
 	}
 	for _, m := range []prometheus.Collector{c.allocated, c.failed, c.latency, c.writeErrors} {
-		if err := metrics.Registry.Register(m); err != nil {
+		if err := r.Register(m); err != nil {
 			return nil, err
 		}
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -59,14 +61,14 @@ type pools struct {
 
 	mu      sync.Mutex
 	queue   queue
-	current []string // the specs that services has, by UID and generation
+	current []string // the specs that services has, by UID and generation, and what of them the cluster has itself
 	names   []string
 }
 
 // setupPools adds the reconciler to the manager.
 func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, error) {
 	p := &pools{client: mgr.GetClient(), services: svcs, log: log}
-	svcs.changed = p.later
+	svcs.changed, svcs.pools = p.later, p.read
 	_, err := mgr.GetRESTMapper().RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), "v1")
 	if err != nil && !meta.IsNoMatchError(err) {
 		return nil, err
@@ -115,22 +117,26 @@ func (p *pools) later() {
 	p.queue.AddAfter(allPools, poolStatusDelay)
 }
 
-// poolSet is the pools in the cache.
-func poolSet(ctx context.Context, c client.Reader) (*pool.Set, error) {
-	var list v1beta1.IPAddressPoolList
-	if err := c.List(ctx, &list); err != nil {
-		return nil, fmt.Errorf("list IPAddressPools: %w", err)
+// read is the pools in the cache, and what they mean beside the addresses that the cluster has.
+func (p *pools) read(ctx context.Context) (*v1beta1.IPAddressPoolList, *pool.Set, error) {
+	list := &v1beta1.IPAddressPoolList{}
+	if err := p.client.List(ctx, list); err != nil {
+		return nil, nil, fmt.Errorf("list IPAddressPools: %w", err)
 	}
-	return setOf(list.Items), nil
+	taken, err := p.taken(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return list, setOf(list.Items, taken...), nil
 }
 
-func setOf(objects []v1beta1.IPAddressPool) *pool.Set {
+func setOf(objects []v1beta1.IPAddressPool, taken ...pool.Use) *pool.Set {
 	var all []*pool.Pool
 	for i := range objects {
 		p, _ := pool.Parse(&objects[i]) // a pool that is wrong carries its error
 		all = append(all, p)
 	}
-	return pool.NewSet(all...)
+	return pool.NewSetBeside(taken, all...)
 }
 
 // Reconcile gives changed pools to services and writes those statuses that are not what they should be.
@@ -138,15 +144,14 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	if err := p.services.load(ctx); err != nil {
 		return reconcile.Result{}, err
 	}
-	var list v1beta1.IPAddressPoolList
-	if err := p.client.List(ctx, &list); err != nil {
-		return reconcile.Result{}, fmt.Errorf("list IPAddressPools: %w", err)
+	list, set, err := p.read(ctx)
+	if err != nil {
+		return reconcile.Result{}, err
 	}
-	set := setOf(list.Items)
 	var specs, names []string
 	for i := range list.Items {
 		o := &list.Items[i]
-		specs = append(specs, fmt.Sprint(o.UID, "/", o.Generation))
+		specs = append(specs, fmt.Sprint(o.UID, "/", o.Generation, set.Uses(o.Name)))
 		names = append(names, o.Name)
 	}
 	slices.Sort(specs)
@@ -164,13 +169,9 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		return reconcile.Result{}, err
 	}
 	again := reconcile.Result{RequeueAfter: p.services.quarantine(contested)}
-	taken, err := p.taken(ctx)
-	if err != nil {
-		return reconcile.Result{}, err
-	}
 	for i := range list.Items {
 		o := &list.Items[i]
-		status := p.status(o, set, taken)
+		status := p.status(o, set)
 		if equality.Semantic.DeepEqual(o.Status, status) {
 			continue
 		}
@@ -185,15 +186,9 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	return again, nil
 }
 
-// use is addresses that something in the cluster has already.
-type use struct {
-	reason, what string
-	addresses    pool.Range
-}
-
-// taken is the addresses of nodes and the ranges of Services' cluster addresses.
-func (p *pools) taken(ctx context.Context) ([]use, error) {
-	var out []use
+// taken is the addresses of nodes and the ranges of Services' cluster addresses, in a fixed order.
+func (p *pools) taken(ctx context.Context) ([]pool.Use, error) {
+	var out []pool.Use
 	var nodes corev1.NodeList
 	if err := p.client.List(ctx, &nodes); err != nil {
 		return nil, fmt.Errorf("list Nodes: %w", err)
@@ -201,7 +196,7 @@ func (p *pools) taken(ctx context.Context) ([]use, error) {
 	for i := range nodes.Items {
 		for _, a := range nodes.Items[i].Status.Addresses {
 			if addr, err := netip.ParseAddr(a.Address); err == nil {
-				out = append(out, use{reasonOnNode, "node " + nodes.Items[i].Name, pool.FromAddr(addr.Unmap().WithZone(""))})
+				out = append(out, pool.Use{Kind: reasonOnNode, By: "node " + nodes.Items[i].Name, Addresses: pool.Ranges{pool.FromAddr(addr.Unmap().WithZone(""))}})
 			}
 		}
 	}
@@ -213,19 +208,19 @@ func (p *pools) taken(ctx context.Context) ([]use, error) {
 		for i := range cidrs.Items {
 			for _, c := range cidrs.Items[i].Spec.CIDRs {
 				if prefix, err := netip.ParsePrefix(c); err == nil {
-					out = append(out, use{reasonServiceCIDR, "ServiceCIDR " + cidrs.Items[i].Name, pool.FromPrefix(prefix)})
+					out = append(out, pool.Use{Kind: reasonServiceCIDR, By: "ServiceCIDR " + cidrs.Items[i].Name, Addresses: pool.Ranges{pool.FromPrefix(prefix)}})
 				}
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b use) int {
-		return strings.Compare(a.reason+a.what+a.addresses.String(), b.reason+b.what+b.addresses.String())
+	slices.SortFunc(out, func(a, b pool.Use) int {
+		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.By, b.By), a.Addresses[0].First.Compare(b.Addresses[0].First))
 	})
 	return out, nil
 }
 
 // status is what a pool's status should be.
-func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, taken []use) v1beta1.IPAddressPoolStatus {
+func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set) v1beta1.IPAddressPoolStatus {
 	u := p.services.usage(o.Name)
 	status := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.Assigned[pool.IPv4], AssignedIPv6: u.Assigned[pool.IPv6],
@@ -258,12 +253,13 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, taken []use) v1b
 			ready.Message = few(texts) + "; nothing is left of this pool"
 		}
 	}
-	for _, t := range taken {
-		if both := this.Addresses.Overlap(pool.Ranges{t.addresses}); len(both) > 0 {
-			add(t.reason, fmt.Sprintf("%s: belongs to %s; take it out of the pool, or exclude it", both, t.what))
-		}
+	for _, u := range set.Uses(o.Name) {
+		add(u.Kind, fmt.Sprintf("%s: belongs to %s, so no Service gets it; take it out of the pool, or exclude it", u.Addresses, u.By))
 	}
 	conflict.Message = few(texts)
+	if idle := idleReservations(this, set); len(idle) > 0 {
+		ready.Message += "; " + few(idle)
+	}
 	if this.Err != nil {
 		ready.Status, ready.Reason = metav1.ConditionFalse, reasonInvalid
 		ready.Message = strings.ReplaceAll(this.Err.Error(), "\n", "; ") + "; nothing is assigned from this pool until it is right"
@@ -275,6 +271,23 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, taken []use) v1b
 		meta.RemoveStatusCondition(&status.Conditions, v1beta1.ConditionConflict)
 	}
 	return status
+}
+
+// idleReservations says which reservations of a pool have no effect, and why.
+func idleReservations(this *pool.Pool, set *pool.Set) (out []string) {
+	for _, a := range slices.SortedFunc(maps.Keys(this.Reserved), netip.Addr.Compare) {
+		if this.Gives(a) {
+			continue
+		}
+		why, _ := set.WhyNot(a)
+		if p := set.Find(a); p == this {
+			why = "avoidBuggyIPs keeps it from being given out"
+		} else if p != nil {
+			why = "it belongs to pool " + p.Name
+		}
+		out = append(out, fmt.Sprintf("the reservation of %s has no effect: %s", a, why))
+	}
+	return out
 }
 
 // write writes a whole status: this controller is its only writer.

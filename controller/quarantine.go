@@ -22,7 +22,7 @@ import (
 // or is a fellow that the reporting speaker does not know, having lost touch with it. Services keep such addresses. Nor
 // is a node a stranger, though another one may not know it yet.
 func contested(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) map[netip.Addr]string {
-	alive, out := fellows(speakers, notReady), map[netip.Addr]string{}
+	alive, out := snapshot.Living(speakers, notReady), map[netip.Addr]string{}
 	nodes := map[string]bool{} // by hardware address
 	for _, sp := range speakers {
 		for _, mac := range sp.Status.HardwareAddresses {
@@ -30,7 +30,7 @@ func contested(speakers map[string]*v1beta1.Speaker, notReady func(node string) 
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(speakers)) {
-		if _, ok := alive[name]; !ok {
+		if !alive[name] {
 			continue
 		}
 		for _, c := range speakers[name].Status.Conflicts {

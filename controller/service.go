@@ -60,8 +60,10 @@ type services struct {
 	counters     *counters
 	events       events.EventRecorder
 	log          *slog.Logger
-	changed      func() // called when the pools' numbers may have changed
+	changed      func()                                                               // called when the pools' numbers may have changed
+	pools        func(context.Context) (*v1beta1.IPAddressPoolList, *pool.Set, error) // as the cache has them
 
+	queued   chan struct{} // closed when there is a queue
 	mu       sync.Mutex
 	queue    queue
 	loaded   bool
@@ -70,6 +72,7 @@ type services struct {
 	failures map[key]failure   // of the last write
 	born     map[key]time.Time // when a Service without addresses was first seen
 	told     map[key]types.UID // Services that are somebody else's, whose users were told so
+	stale    map[key]bool      // Services of another type, whose status says what was written before
 }
 
 // failure is a status that could not be written.
@@ -83,8 +86,8 @@ func setupServices(mgr manager.Manager, defaultClass bool, holds func() bool, n 
 	s := &services{
 		client: mgr.GetClient(), live: mgr.GetAPIReader(), defaultClass: defaultClass, holds: holds, counters: n,
 		events: mgr.GetEventRecorder("clarion-controller"), log: log, changed: func() {},
-		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{},
-		born: map[key]time.Time{}, told: map[key]types.UID{},
+		queued: make(chan struct{}), table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{},
+		born: map[key]time.Time{}, told: map[key]types.UID{}, stale: map[key]bool{},
 	}
 	c, err := controller.New("services", mgr, controller.Options{
 		Reconciler:              s,
@@ -96,10 +99,12 @@ func setupServices(mgr manager.Manager, defaultClass bool, holds func() bool, n 
 		return nil, err
 	}
 	return s, errors.Join(
+		mgr.Add(manager.RunnableFunc(s.sweep)),
 		c.Watch(source.Func(func(_ context.Context, q queue) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.queue = q
+			close(s.queued)
 			return nil
 		})),
 		c.Watch(source.Kind(mgr.GetCache(), &corev1.Service{}, &handler.TypedEnqueueRequestForObject[*corev1.Service]{},
@@ -161,7 +166,7 @@ func (s *services) load(ctx context.Context) error {
 		return nil
 	}
 	start := time.Now()
-	set, err := poolSet(ctx, s.client)
+	_, set, err := s.pools(ctx)
 	if err != nil {
 		return err
 	}
@@ -189,10 +194,13 @@ func (s *services) load(ctx context.Context) error {
 				continue
 			}
 			nsLabels, err := s.namespaceLabels(ctx, svc.Namespace)
-			if err != nil {
+			if client.IgnoreNotFound(err) != nil {
 				return err
 			}
 			r := requestOf(svc, nsLabels)
+			if err != nil {
+				r.Problem = err.Error() // it keeps what it has
+			}
 			versions[r.Service] = svc.ResourceVersion
 			reqs = append(reqs, r)
 		}
@@ -213,11 +221,14 @@ func (s *services) load(ctx context.Context) error {
 	return nil
 }
 
-// namespaceLabels is the labels of a namespace, none when it is not there.
+// namespaceLabels is the labels of a namespace. The cache may hear of a new one later than of the Services in it.
 func (s *services) namespaceLabels(ctx context.Context, name string) (labels.Set, error) {
 	var ns corev1.Namespace
 	err := s.client.Get(ctx, key{Name: name}, &ns)
-	return ns.Labels, client.IgnoreNotFound(err)
+	if apierrors.IsNotFound(err) {
+		err = s.live.Get(ctx, key{Name: name}, &ns)
+	}
+	return ns.Labels, err
 }
 
 // foreign says whether another controller has given the Service a host name. Only addresses can be adopted.
@@ -290,7 +301,7 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	s.follow()
 	s.mu.Unlock()
 	if res.Reason == ipam.Foreign {
-		s.tell(svc, "OtherController", fmt.Sprintf("somebody else has given the Service %v, which is in no IPAddressPool, so Clarion leaves it alone; "+
+		s.tell(svc, "OtherController", fmt.Sprintf("somebody else has given the Service %v, which no IPAddressPool gives out, so Clarion leaves it alone; "+
 			"make a pool with the address, or have the other controller leave the Service", ingressOf(svc)))
 		return reconcile.Result{}, nil
 	}
@@ -418,22 +429,32 @@ func (s *services) patch(ctx context.Context, svc *corev1.Service, body map[stri
 	return s.client.Status().Patch(ctx, svc, client.RawPatch(types.StrategicMergePatchType, b))
 }
 
-// otherClassAfter is how long another controller has to give a Service of its class an address before Clarion says that
-// the Service is not Clarion's.
-const otherClassAfter = 5 * time.Second
+// How long another controller has to give a Service an address before Clarion says that the Service is not Clarion's: one
+// of another's class, and one that nobody else can be meant to serve, without a class or with one that Clarion's group
+// does not have. After otherTold it has been said, by this controller or by one before it.
+const (
+	otherClassAfter = 5 * time.Minute
+	noClassAfter    = 5 * time.Second
+	otherTold       = time.Hour
+)
 
 // tellClass tells, once, the user of a Service that another controller should have given an address, and none has, that
 // Clarion will not. It returns how long to wait before it is time.
 func (s *services) tellClass(svc *corev1.Service) time.Duration {
-	if len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil {
+	age := time.Since(svc.CreationTimestamp.Time)
+	if len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || age > otherTold {
 		return 0
 	}
-	if wait := time.Until(svc.CreationTimestamp.Add(otherClassAfter)); wait > 0 {
-		return wait
-	}
+	after := noClassAfter
 	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", v1beta1.LoadBalancerClass)
 	if class := svc.Spec.LoadBalancerClass; class != nil {
+		if !strings.HasPrefix(*class, v1beta1.GroupVersion.Group+"/") {
+			after = otherClassAfter
+		}
 		has = fmt.Sprintf("has the loadBalancerClass %q", *class)
+	}
+	if age < after {
+		return after - age
 	}
 	if s.defaultClass {
 		serves += ", or Services without a class"
@@ -454,11 +475,13 @@ func (s *services) tell(svc *corev1.Service, reason, message string) {
 	}
 }
 
-// gone releases the addresses of a Service that is deleted or no longer asks for any, and takes back what was written
-// into its status. The cache only has Services of type LoadBalancer, so it cannot tell the two apart.
+// gone takes back what was written into the status of a Service that no longer asks for addresses, and then releases
+// those that it had, or that it had when it was deleted. The cache only has Services of type LoadBalancer, so it cannot
+// tell the two apart.
 func (s *services) gone(ctx context.Context, k key) error {
 	s.mu.Lock()
 	_, known := s.table.Result(k)
+	known = known || s.stale[k]
 	s.mu.Unlock()
 	if !known {
 		return nil
@@ -471,25 +494,64 @@ func (s *services) gone(ctx context.Context, k key) error {
 	if err == nil && ours(svc, s.defaultClass) {
 		return nil // made anew, or not in the cache yet, which is about to have it
 	}
+	deleted := err != nil
+	if !deleted && stale(svc) {
+		err = s.patch(ctx, svc, statusPatch(svc.ResourceVersion, nil,
+			conditionRemoval{"delete", v1beta1.ConditionAllocated}, conditionRemoval{"delete", v1beta1.ConditionAnnounced}))
+		if client.IgnoreNotFound(err) != nil {
+			return err // it is known still, and so tried again
+		}
+	}
 	s.mu.Lock()
 	s.table.Release(k, time.Now())
 	delete(s.versions, k)
 	delete(s.born, k)
+	delete(s.stale, k)
 	s.follow()
 	s.mu.Unlock()
-	s.log.Info("released", "service", k.String(), "deleted", err != nil)
-	for err == nil && managed(svc) && svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		// Services without the type are not in the cache, so this is not tried again later.
-		err = s.patch(ctx, svc, statusPatch(svc.ResourceVersion, nil,
-			conditionRemoval{"delete", v1beta1.ConditionAllocated}, conditionRemoval{"delete", v1beta1.ConditionAnnounced}))
-		if !apierrors.IsConflict(err) {
-			break
+	s.log.Info("released", "service", k.String(), "deleted", deleted)
+	return nil
+}
+
+// stale says whether a Service of another type has something in its status that was written while it was a LoadBalancer.
+func stale(svc *corev1.Service) bool {
+	return svc.Spec.Type != corev1.ServiceTypeLoadBalancer && (managed(svc) || meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced) != nil)
+}
+
+// sweep finds the Services that ceased to be of type LoadBalancer while no controller led: the cache does not have them.
+func (s *services) sweep(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.queued:
+	}
+	for token := ""; ; {
+		var page corev1.ServiceList
+		err := s.live.List(ctx, &page, &client.ListOptions{
+			FieldSelector: fields.OneTermNotEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer)),
+			Limit:         listPage, Continue: token,
+		})
+		for i := range page.Items {
+			if k := client.ObjectKeyFromObject(&page.Items[i]); stale(&page.Items[i]) {
+				s.mu.Lock()
+				s.stale[k] = true
+				s.queue.Add(reconcile.Request{NamespacedName: k})
+				s.mu.Unlock()
+			}
 		}
-		if err = s.live.Get(ctx, k, svc); err == nil && ours(svc, s.defaultClass) {
+		token = page.Continue
+		if err == nil && token == "" {
 			return nil
 		}
+		if err != nil {
+			s.log.Warn("cannot list Services", "error", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(lastRetry):
+			}
+		}
 	}
-	return client.IgnoreNotFound(err)
 }
 
 // retry says when to try again after a write, and tells of a failure once.

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/verdict"
 	"github.com/clarionlb/clarion/speaker/announce"
 )
 
@@ -21,16 +22,20 @@ func writeExplanation(w io.Writer, c *cluster, svc *corev1.Service) error {
 	c.snap.Lock()
 	defer c.snap.Unlock()
 	var addresses []*address
-	for _, t := range []v1beta1.AddressType{v1beta1.AddressLoadBalancerIP, v1beta1.AddressExternalIP, v1beta1.AddressClusterIP} {
+	types := []v1beta1.AddressType{v1beta1.AddressLoadBalancerIP, v1beta1.AddressExternalIP, v1beta1.AddressClusterIP}
+	if len(c.hidden) > 0 {
+		types = nil // what is decided without knowing all is wrong
+	}
+	for _, t := range types {
 		for _, addr := range c.snap.Addresses(key, t) {
-			a := c.address(addr, t, key)
+			a := c.address(addr, t)
 			// That a ClusterIP is not announced is what everyone expects.
-			if t != v1beta1.AddressClusterIP || len(a.routes) > 0 {
+			if t != v1beta1.AddressClusterIP || len(a.Routes) > 0 {
 				addresses = append(addresses, a)
 			}
 		}
 	}
-	fmt.Fprintf(w, "%s %s\n\n", key, verdict(svc, addresses))
+	fmt.Fprintf(w, "%s %s\n\n", key, c.answer(svc, addresses))
 	fmt.Fprintf(w, "Service    %s\n", describe(svc))
 	for _, name := range []string{v1beta1.ConditionAllocated, v1beta1.ConditionAnnounced} {
 		_, short, _ := strings.Cut(name, "/")
@@ -40,137 +45,63 @@ func writeExplanation(w io.Writer, c *cluster, svc *corev1.Service) error {
 			fmt.Fprintf(w, "%-9s  the controller has not said\n", short)
 		}
 	}
+	unselected := false
 	for _, a := range addresses {
 		if err := a.write(w); err != nil {
 			return err
 		}
+		unselected = unselected || a.Reason == verdict.NoAdvertisement || a.Reason == verdict.NoEligibleNode
 	}
-	return nil
+	if unselected { // perhaps one of these was to
+		for _, p := range c.snap.Problems() {
+			if p.Disabled {
+				fmt.Fprintf(w, "\n%s/%s is not usable: %s\n", p.Kind, p.Name, p.Message)
+			}
+		}
+	}
+	return c.writeHidden(w)
 }
 
 // address is one address of a Service with who announces it.
 type address struct {
-	addr netip.Addr
-	kind v1beta1.AddressType
-	pool string
-	// answering are the interfaces, by node, on which nodes say that they answer ARP or NDP for it.
-	answering map[string][]string
-	layer2    announce.Layer2
-	// byBGP says that a BGPAdvertisement is about it.
-	byBGP bool
-	// routes are the nodes that have a route for it to give, and what becomes of it.
-	routes []route
-	// noRoute says of each node that has none why it has none.
-	noRoute map[string][]string
-	// conflicts are claims of strangers on it.
-	conflicts []string
+	addr   netip.Addr
+	kind   v1beta1.AddressType
+	pool   string
+	layer2 announce.Layer2
+	verdict.Verdict
 }
 
-// route is what a node announces to a peer.
-type route struct {
-	node, peer, prefix string
-	// problem says why it does not reach the peer; "" when it does.
-	problem string
-}
-
-func (c *cluster) address(addr netip.Addr, kind v1beta1.AddressType, key string) *address {
-	view := c.snap.View()
-	claims := c.snap.ClaimsOn(addr)
-	a := &address{addr: addr, kind: kind, answering: map[string][]string{}, noRoute: map[string][]string{}}
+func (c *cluster) address(addr netip.Addr, kind v1beta1.AddressType) *address {
+	a := &address{addr: addr, kind: kind, Verdict: c.judge.Of(addr, c.snap.ClaimsOn(addr))}
 	if kind == v1beta1.AddressLoadBalancerIP {
-		a.pool = view.PoolOf(addr)
+		a.pool = c.snap.View().PoolOf(addr)
 		a.layer2 = c.snap.Layer2().Explain(addr)
-	}
-	for _, s := range c.speakers {
-		for _, l := range s.Status.Layer2 {
-			if l.Address == addr.String() && slices.Contains(l.Services, key) && c.alive[s.Name] {
-				a.answering[s.Name] = l.Interfaces
-			}
-		}
-		for _, conflict := range s.Status.Conflicts {
-			if conflict.Address == addr.String() {
-				a.conflicts = append(a.conflicts, conflictText(s.Name, conflict))
-			}
-		}
-	}
-	for _, node := range sortedKeys(view.Nodes) {
-		d := view.ForBGP(node, addr, claims)
-		a.byBGP = a.byBGP || d.Advertised
-		if len(d.Exports) == 0 {
-			a.noRoute[d.Why] = append(a.noRoute[d.Why], node)
-		}
-		for _, e := range d.Exports {
-			a.routes = append(a.routes, route{node, e.Peer, e.Prefix.String(), c.sessionProblem(node, e.Peer)})
-		}
 	}
 	return a
 }
 
-const notAlive = "its speaker is not alive"
-
-// sessionProblem says why nothing that a node announces reaches a peer, "" if it does.
-func (c *cluster) sessionProblem(node, peer string) string {
-	s := c.speaker(node)
-	if s == nil || !c.alive[node] {
-		return notAlive
-	}
-	i := slices.IndexFunc(s.Status.Sessions, func(s v1beta1.SessionStatus) bool { return s.Peer == peer })
-	switch {
-	case i < 0:
-		return "it has no such session"
-	case s.Status.Sessions[i].State != established:
-		return sessionState(s.Status.Sessions[i])
-	}
-	return ""
-}
-
-func (a *address) announced() bool {
-	return len(a.answering) > 0 || slices.ContainsFunc(a.routes, func(r route) bool { return r.problem == "" })
-}
-
-// whyNot says why nobody announces the address.
-func (a *address) whyNot() string {
-	switch {
-	case len(a.routes) > 0:
-		r := a.routes[0]
-		if i := slices.IndexFunc(a.routes, func(r route) bool { return r.problem != notAlive }); i >= 0 {
-			r = a.routes[i] // a living speaker knows more
-		}
-		return fmt.Sprintf("no BGP session for it is up: %s to %s: %s", r.node, r.peer, r.problem)
-	case a.layer2.Owner != "":
-		return fmt.Sprintf("%s should answer for it on the local network, and does not say that it does", a.layer2.Owner)
-	}
-	// Of the two ways, the one that nobody asked for has nothing to say.
-	noRoute := sortedKeys(a.noRoute)
-	switch {
-	case a.kind != v1beta1.AddressLoadBalancerIP || a.byBGP && !a.layer2.Advertised:
-	case a.layer2.Advertised && !a.byBGP:
-		noRoute = []string{a.layer2.Why}
-	case !slices.Contains(noRoute, a.layer2.Why):
-		noRoute = append([]string{a.layer2.Why}, noRoute...)
-	}
-	return strings.Join(noRoute, "; ")
-}
-
-// verdict is the answer in one sentence.
-func verdict(svc *corev1.Service, addresses []*address) string {
+// answer is the answer in one sentence.
+func (c *cluster) answer(svc *corev1.Service, addresses []*address) string {
 	var reachable, missing []string
 	for _, a := range addresses {
-		if a.announced() {
+		if a.Announced() {
 			reachable = append(reachable, a.addr.String())
 		} else {
-			missing = append(missing, fmt.Sprintf("nobody announces %s: %s", a.addr, a.whyNot()))
+			missing = append(missing, fmt.Sprintf("nobody announces %s: %s", a.addr, a.Text))
 		}
 	}
 	if len(reachable) == 0 {
 		if why := noAddress(svc); why != "" {
 			return why
 		}
+		if len(c.hidden) > 0 {
+			return "cannot be judged without what is not shown; Announced is what the controller says."
+		}
 		return "is not reachable: " + strings.Join(missing, "; ") + "."
 	}
 	out := "is reachable at " + strings.Join(reachable, " and ")
 	for _, a := range addresses {
-		if len(a.conflicts) > 0 {
+		if a.Reason == verdict.AddressConflict && a.Announced() {
 			out += fmt.Sprintf(", but another machine claims %s too", a.addr)
 		}
 	}
@@ -230,9 +161,9 @@ func (a *address) write(w io.Writer) error {
 	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	if a.kind == v1beta1.AddressLoadBalancerIP {
 		switch {
-		case len(a.answering) > 0:
-			for _, node := range sortedKeys(a.answering) {
-				add("layer 2    %s answers on %s", node, strings.Join(a.answering[node], ", "))
+		case len(a.Answers) > 0:
+			for _, by := range a.Answers {
+				add("layer 2    %s answers on %s", by.Node, strings.Join(by.Interfaces, ", "))
 			}
 		case a.layer2.Owner != "":
 			add("layer 2    %s should answer, and does not say that it does", a.layer2.Owner)
@@ -242,7 +173,7 @@ func (a *address) write(w io.Writer) error {
 		for _, n := range a.layer2.Candidates {
 			switch {
 			case a.layer2.Why != "": // which is the sum of what is wrong with them
-			case a.answering[n.Node] != nil:
+			case slices.ContainsFunc(a.Answers, func(by verdict.Answer) bool { return by.Node == n.Node }):
 			case n.Why != "":
 				add("           %s cannot: %s", n.Node, n.Why)
 			case n.Gate != "":
@@ -255,24 +186,24 @@ func (a *address) write(w io.Writer) error {
 		}
 	}
 	first := "BGP        "
-	for _, r := range a.routes {
-		text := fmt.Sprintf("%s announces %s to %s", r.node, r.prefix, r.peer)
-		if r.problem != "" {
-			text = fmt.Sprintf("%s has %s for %s, which it does not reach: %s", r.node, r.prefix, r.peer, r.problem)
+	for _, r := range a.Routes {
+		text := fmt.Sprintf("%s announces %s to %s", r.Node, r.Prefix, r.Peer)
+		if r.Problem != "" {
+			text = fmt.Sprintf("%s has %s for %s, which it does not reach: %s", r.Node, r.Prefix, r.Peer, r.Problem)
 		}
 		add("%s%s", first, text)
 		first = "           "
 	}
-	for _, why := range sortedKeys(a.noRoute) {
-		if len(a.routes) == 0 && len(a.noRoute) == 1 {
+	for _, why := range sortedKeys(a.NoRoute) {
+		if len(a.Routes) == 0 && len(a.NoRoute) == 1 {
 			add("%snobody announces it: %s", first, why)
 		} else {
-			add("%s%s: nothing: %s", first, strings.Join(a.noRoute[why], ", "), why)
+			add("%s%s: nothing: %s", first, strings.Join(a.NoRoute[why], ", "), why)
 		}
 		first = "           "
 	}
-	for _, conflict := range a.conflicts {
-		add("conflict   %s", conflict)
+	for _, conflict := range a.Conflicts {
+		add("conflict   %s", conflictText(conflict))
 	}
 	_, err := fmt.Fprintln(w, "  "+strings.Join(lines, "\n  "))
 	return err

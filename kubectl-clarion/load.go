@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -18,18 +21,21 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/verdict"
 )
 
 // cluster is what the API holds, read once.
 type cluster struct {
-	// snap is what the speakers decide from, but for what they tell each other without the API: which links they have.
+	// snap is what the speakers decide from, but for what they tell each other without the API: which links are up.
 	snap     *snapshot.Snapshot
+	judge    *verdict.Judge
 	services map[client.ObjectKey]*corev1.Service
 	nodes    []string // those that should have a speaker
-	pools    []v1beta1.IPAddressPool
-	speakers []v1beta1.Speaker
-	alive    map[string]bool // the speakers, by node
-	objects  []object        // everything that has conditions of Clarion's
+	pools    []*v1beta1.IPAddressPool
+	speakers map[string]*v1beta1.Speaker // by node
+	alive    map[string]bool             // the speakers, by node
+	objects  []object                    // everything that has conditions of Clarion's
+	hidden   map[string]error            // the kinds that the user may not read
 }
 
 // object is a configuration object with what the controller says of it.
@@ -45,96 +51,116 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cluster{snap: snapshot.New(true), services: map[client.ObjectKey]*corev1.Service{}}
-	if _, err := c.snap.Watch(ctx, once{reader: r, scheme: scheme}, slog.New(slog.DiscardHandler), func() {}); err != nil {
+	o := once{reader: r, scheme: scheme, items: map[string][]runtime.Object{}, hidden: map[string]error{}}
+	c := &cluster{snap: snapshot.New(true), services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden}
+	if _, err := c.snap.Watch(ctx, o, slog.New(slog.DiscardHandler), func() {}); err != nil {
 		return nil, err
 	}
-	var services corev1.ServiceList
-	var nodes corev1.NodeList
-	var pools v1beta1.IPAddressPoolList
-	var l2 v1beta1.L2AdvertisementList
-	var bgp v1beta1.BGPAdvertisementList
-	var peers v1beta1.BGPPeerList
-	var bfd v1beta1.BFDProfileList
-	var communities v1beta1.CommunityList
-	var speakers v1beta1.SpeakerList
-	for _, list := range []client.ObjectList{&services, &nodes, &pools, &l2, &bgp, &peers, &bfd, &communities, &speakers} {
-		if err := r.List(ctx, list); err != nil {
-			return nil, fmt.Errorf("reading %T: %w", list, err)
-		}
+	delete(o.hidden, "ServiceCIDR") // nothing that is shown depends on it
+	speakers, err := all[v1beta1.Speaker](ctx, o)
+	if err != nil {
+		return nil, err
 	}
-	for i := range services.Items {
-		c.services[client.ObjectKeyFromObject(&services.Items[i])] = &services.Items[i]
+	for _, s := range speakers {
+		c.speakers[s.Name] = s
 	}
-	for _, n := range nodes.Items {
+	// The rest has been read.
+	services, _ := all[corev1.Service](ctx, o)
+	for _, svc := range services {
+		c.services[client.ObjectKeyFromObject(svc)] = svc
+	}
+	nodes, _ := all[corev1.Node](ctx, o)
+	for _, n := range nodes {
 		if n.Labels[corev1.LabelOSStable] != string(corev1.Windows) { // speakers run on Linux only
 			c.nodes = append(c.nodes, n.Name)
 		}
 	}
-	c.pools, c.speakers = pools.Items, speakers.Items
-	members := map[string][]string{}
-	for _, s := range c.speakers {
-		members[s.Name] = s.Status.Members
+	c.pools, _ = all[v1beta1.IPAddressPool](ctx, o)
+	for _, x := range c.pools {
+		c.objects = append(c.objects, object{"IPAddressPool/" + x.Name, x.Status.Conditions})
 	}
-	for _, o := range pools.Items {
-		c.objects = append(c.objects, object{"IPAddressPool/" + o.Name, o.Status.Conditions})
+	l2, _ := all[v1beta1.L2Advertisement](ctx, o)
+	for _, x := range l2 {
+		c.objects = append(c.objects, object{"L2Advertisement/" + x.Name, x.Status.Conditions})
 	}
-	for _, o := range l2.Items {
-		c.objects = append(c.objects, object{"L2Advertisement/" + o.Name, o.Status.Conditions})
+	bgp, _ := all[v1beta1.BGPAdvertisement](ctx, o)
+	for _, x := range bgp {
+		c.objects = append(c.objects, object{"BGPAdvertisement/" + x.Name, x.Status.Conditions})
 	}
-	for _, o := range bgp.Items {
-		c.objects = append(c.objects, object{"BGPAdvertisement/" + o.Name, o.Status.Conditions})
+	peers, _ := all[v1beta1.BGPPeer](ctx, o)
+	for _, x := range peers {
+		c.objects = append(c.objects, object{"BGPPeer/" + x.Name, x.Status.Conditions})
 	}
-	for _, o := range peers.Items {
-		c.objects = append(c.objects, object{"BGPPeer/" + o.Name, o.Status.Conditions})
+	bfd, _ := all[v1beta1.BFDProfile](ctx, o)
+	for _, x := range bfd {
+		c.objects = append(c.objects, object{"BFDProfile/" + x.Name, x.Status.Conditions})
 	}
-	for _, o := range bfd.Items {
-		c.objects = append(c.objects, object{"BFDProfile/" + o.Name, o.Status.Conditions})
+	communities, _ := all[v1beta1.Community](ctx, o)
+	for _, x := range communities {
+		c.objects = append(c.objects, object{"Community/" + x.Name, x.Status.Conditions})
 	}
-	for _, o := range communities.Items {
-		c.objects = append(c.objects, object{"Community/" + o.Name, o.Status.Conditions})
-	}
-	c.alive = snapshot.Living(members, c.snap.NotReady)
-	for _, o := range speakers.Items {
-		if c.alive[o.Name] {
-			c.objects = append(c.objects, object{"Speaker/" + o.Name, o.Status.Conditions})
-		}
+	c.alive = snapshot.Living(c.speakers, c.snap.NotReady)
+	for _, name := range sortedKeys(c.alive) {
+		c.objects = append(c.objects, object{"Speaker/" + name, c.speakers[name].Status.Conditions})
 	}
 
-	fellows := map[string]snapshot.Fellow{}
-	for _, s := range c.speakers {
-		if c.alive[s.Name] {
-			fellows[s.Name] = snapshot.Fellow{Gate: s.Status.Gate}
-		}
-	}
 	c.snap.Lock()
 	defer c.snap.Unlock()
-	c.snap.Fellows(fellows)
+	c.snap.Speakers(c.speakers)
 	c.snap.Changes()
+	c.judge = verdict.New(c.snap.View(), c.snap.Layer2, c.speakers, time.Now())
 	return c, nil
 }
 
-// once is a cache that never changes: it hands every object of a kind to whoever asks for the kind, read at that moment.
+// once is a cache that never changes: it hands every object of a kind to whoever asks for the kind, as it was read when
+// that was asked for first. A kind that the user may not read has none, and is noted.
 type once struct {
 	cache.Cache // only GetInformer is there
 	reader      client.Reader
 	scheme      *runtime.Scheme
+	items       map[string][]runtime.Object // by kind
+	hidden      map[string]error
 }
 
-func (o once) GetInformer(ctx context.Context, obj client.Object, _ ...cache.InformerGetOption) (cache.Informer, error) {
+func (o once) list(ctx context.Context, obj client.Object) ([]runtime.Object, error) {
 	gvk, err := apiutil.GVKForObject(obj, o.scheme)
 	if err != nil {
 		return nil, err
+	}
+	kind := gvk.Kind
+	if items, ok := o.items[kind]; ok {
+		return items, nil
 	}
 	gvk.Kind += "List"
 	list, err := o.scheme.New(gvk)
 	if err != nil {
 		return nil, err
 	}
-	if err := o.reader.List(ctx, list.(client.ObjectList)); err != nil {
-		return nil, err
+	switch err := o.reader.List(ctx, list.(client.ObjectList)); {
+	case apierrors.IsForbidden(err):
+		o.hidden[kind] = err
+	case err != nil:
+		return nil, fmt.Errorf("reading %s: %w", gvk.Kind, err)
 	}
-	items, err := meta.ExtractList(list)
+	o.items[kind], err = meta.ExtractList(list)
+	return o.items[kind], err
+}
+
+// all are the objects of a kind.
+func all[T any, P interface {
+	*T
+	client.Object
+}](ctx context.Context, o once) ([]P, error) {
+	items, err := o.list(ctx, P(new(T)))
+	out := make([]P, 0, len(items))
+	for _, i := range items {
+		out = append(out, i.(P))
+	}
+	return out, err
+}
+
+func (o once) GetInformer(ctx context.Context, obj client.Object, _ ...cache.InformerGetOption) (cache.Informer, error) {
+	items, err := o.list(ctx, obj)
 	return listed{items: items}, err
 }
 
@@ -156,13 +182,18 @@ type synced struct {
 
 func (synced) HasSynced() bool { return true }
 
-// speaker is what the speaker of a node has written, nil if it has written nothing.
-func (c *cluster) speaker(node string) *v1beta1.Speaker {
-	i := slices.IndexFunc(c.speakers, func(s v1beta1.Speaker) bool { return s.Name == node })
-	if i < 0 {
+// writeHidden says what is not shown because the user may not read it.
+func (c *cluster) writeHidden(w io.Writer) error {
+	if len(c.hidden) == 0 {
 		return nil
 	}
-	return &c.speakers[i]
+	fmt.Fprintln(w)
+	for _, kind := range sortedKeys(c.hidden) {
+		if _, err := fmt.Fprintf(w, "%s not shown: %v\n", kind, c.hidden[kind]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

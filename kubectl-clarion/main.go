@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
@@ -97,6 +98,12 @@ func run(ctx context.Context, args []string, w io.Writer, connect connect) error
 			return err
 		}
 		svc := c.services[key]
+		if c.hidden["Service"] != nil { // perhaps just not all of them
+			svc = &corev1.Service{}
+			if err := r.Get(ctx, key, svc); err != nil {
+				return err
+			}
+		}
 		if svc == nil {
 			return fmt.Errorf("there is no Service %s", key)
 		}

@@ -14,6 +14,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/verdict"
 )
 
 // established is the state of a BGP session in which routes are exchanged (RFC 4271 section 8.2.2).
@@ -31,9 +33,10 @@ func writeStatus(w io.Writer, c *cluster) error {
 		return err
 	}
 	fmt.Fprintln(t, "\nSPEAKER\tALIVE\tREADY\tMEMBERS\tLAYER 2\tBGP")
-	for _, s := range c.speakers {
-		if !c.alive[s.Name] {
-			fmt.Fprintf(t, "%s\tno\t\t\t\t\n", s.Name)
+	for _, name := range sortedKeys(c.speakers) {
+		s := c.speakers[name]
+		if !c.alive[name] {
+			fmt.Fprintf(t, "%s\tno\t\t\t\t\n", name)
 			continue
 		}
 		fmt.Fprintf(t, "%s\tyes\t%s\t%d\t%s\t%s\n", s.Name, conditionStatus(s.Status.Conditions, v1beta1.ConditionReady),
@@ -43,20 +46,18 @@ func writeStatus(w io.Writer, c *cluster) error {
 		return err
 	}
 	problems := c.problems()
-	if len(problems) == 0 {
-		_, err := fmt.Fprintln(w, "\nNo problems.")
-		return err
+	switch {
+	case len(problems) > 0:
+		fmt.Fprintln(w, "\nPROBLEMS\n"+strings.Join(problems, "\n"))
+	case len(c.hidden) > 0:
+		fmt.Fprintln(w, "\nNo problems in what is shown.")
+	default:
+		fmt.Fprintln(w, "\nNo problems.")
 	}
-	fmt.Fprintln(w, "\nPROBLEMS")
-	for _, p := range problems {
-		if _, err := fmt.Fprintln(w, p); err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.writeHidden(w)
 }
 
-func layer2Of(s v1beta1.Speaker) string {
+func layer2Of(s *v1beta1.Speaker) string {
 	var out []string
 	for _, l := range s.Status.Layer2 {
 		out = append(out, l.Address)
@@ -64,7 +65,7 @@ func layer2Of(s v1beta1.Speaker) string {
 	return orNone(strings.Join(out, ", "))
 }
 
-func sessionsOf(s v1beta1.Speaker) string {
+func sessionsOf(s *v1beta1.Speaker) string {
 	var out []string
 	for _, ses := range s.Status.Sessions {
 		text := ses.Peer + " " + ses.State
@@ -99,36 +100,39 @@ func (c *cluster) problems() []string {
 		}
 	}
 	for _, node := range c.nodes {
-		switch {
-		case c.speaker(node) == nil:
+		switch sp := c.speakers[node]; {
+		case c.hidden["Speaker"] != nil:
+		case sp == nil:
 			add("Node/"+node, "no speaker has run there")
+		case snapshot.Ended(sp):
+			add("Node/"+node, "its speaker has ended")
 		case !c.alive[node]:
 			add("Node/"+node, "no other speaker sees its speaker alive")
 		}
 	}
 	// A dead speaker's last words are not news; what several say of one object is said once.
 	said := map[string][]string{}
-	living := slices.DeleteFunc(slices.Clone(c.speakers), func(s v1beta1.Speaker) bool { return !c.alive[s.Name] })
-	for _, s := range living {
-		for _, p := range s.Status.Problems {
+	for _, name := range sortedKeys(c.alive) {
+		for _, p := range c.speakers[name].Status.Problems {
 			text := p.Object + ": " + p.Message
-			said[text] = append(said[text], s.Name)
+			said[text] = append(said[text], name)
 		}
 	}
 	for _, text := range sortedKeys(said) {
 		out = append(out, fmt.Sprintf("  %s (says %s)", text, strings.Join(said[text], ", ")))
 	}
-	for _, s := range living {
+	for _, name := range sortedKeys(c.alive) {
+		s := c.speakers[name]
 		if s.Status.Gate != "" {
 			add("Node/"+s.Name, "attracts no traffic while others can: %s", s.Status.Gate)
 		}
 		for _, ses := range s.Status.Sessions {
 			if ses.State != established {
-				add("BGPPeer/"+ses.Peer, "no session with %s: %s", s.Name, sessionState(ses))
+				add("BGPPeer/"+ses.Peer, "no session with %s: %s", s.Name, verdict.SessionState(ses))
 			}
 		}
 		for _, a := range s.Status.Conflicts {
-			add("address "+a.Address, "%s", conflictText(s.Name, a))
+			add("address "+a.Address, "%s", conflictText(verdict.Conflict{Node: name, AddressConflict: a}))
 		}
 	}
 	keys := slices.SortedFunc(maps.Keys(c.services), func(a, b client.ObjectKey) int { return strings.Compare(a.String(), b.String()) })
@@ -147,16 +151,8 @@ func (c *cluster) problems() []string {
 	return out
 }
 
-// sessionState is the state of a session that is not established, with the reason where there is one.
-func sessionState(s v1beta1.SessionStatus) string {
-	if s.LastError == "" {
-		return s.State
-	}
-	return s.State + " (" + s.LastError + ")"
-}
-
-func conflictText(node string, a v1beta1.AddressConflict) string {
-	return fmt.Sprintf("%s hears %s claim it on %s since %s", node, a.HardwareAddress, a.Interface, a.Since.UTC().Format("2006-01-02 15:04:05 UTC"))
+func conflictText(c verdict.Conflict) string {
+	return fmt.Sprintf("%s hears %s claim it on %s since %s", c.Node, c.HardwareAddress, c.Interface, c.Since.UTC().Format("2006-01-02 15:04:05 UTC"))
 }
 
 func conditionStatus(conditions []metav1.Condition, name string) string {

@@ -34,6 +34,7 @@ func TestImports(t *testing.T) {
 		{"controller/ipam", impure},
 		{"internal/pool", impure},
 		{"internal/config", impure},
+		{"internal/verdict", impure},
 		{"controller", []string{"github.com/osrg/", "github.com/mdlayher/", "github.com/hashicorp/memberlist"}},
 	} {
 		for _, dep := range deps(t, module+tt.pkg) {

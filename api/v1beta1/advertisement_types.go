@@ -2,6 +2,15 @@ package v1beta1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+// Selectors are label selectors of which one must match.
+//
+// The rule looks at the first eight expressions of each, since CEL bounds what a rule may cost by how many there could be;
+// what is wrong with the others makes the condition Ready False.
+// +kubebuilder:validation:MaxItems=32
+// +kubebuilder:validation:XValidation:rule="self.all(s, !has(s.matchExpressions) || [0, 1, 2, 3, 4, 5, 6, 7].filter(i, i < size(s.matchExpressions)).map(i, s.matchExpressions[i]).all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0)))",message="the operator of an expression must be In or NotIn, with values, or Exists or DoesNotExist, without"
+// +listType=atomic
+type Selectors []metav1.LabelSelector
+
 // L2AdvertisementSpec says which addresses are announced by ARP and NDP, by which nodes, on which interfaces.
 type L2AdvertisementSpec struct {
 	// ipAddressPools names the pools whose addresses are announced, besides those that ipAddressPoolSelectors match.
@@ -14,22 +23,16 @@ type L2AdvertisementSpec struct {
 	IPAddressPools []string `json:"ipAddressPools,omitempty"`
 
 	// ipAddressPoolSelectors selects pools by their labels; a pool needs to match one of them.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
+	IPAddressPoolSelectors Selectors `json:"ipAddressPoolSelectors,omitempty"`
 
 	// serviceSelectors restricts the advertisement to Services that one of the selectors matches. Empty: all.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
+	ServiceSelectors Selectors `json:"serviceSelectors,omitempty"`
 
 	// nodeSelectors restricts the announcing nodes to those that one of the selectors matches. Empty: all.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
+	NodeSelectors Selectors `json:"nodeSelectors,omitempty"`
 
 	// preferredNodeSelectors ranks the announcing nodes: a node's rank is the sum of the weights whose preference
 	// matches it. Among the nodes of the highest rank addresses are spread evenly.
@@ -55,6 +58,7 @@ type PreferredNodeSelector struct {
 	// +kubebuilder:validation:Maximum=100
 	Weight int32 `json:"weight"`
 	// preference selects nodes by their labels.
+	// +kubebuilder:validation:XValidation:rule="!has(self.matchExpressions) || [0, 1, 2, 3, 4, 5, 6, 7].filter(i, i < size(self.matchExpressions)).map(i, self.matchExpressions[i]).all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0))",message="the operator of an expression must be In or NotIn, with values, or Exists or DoesNotExist, without"
 	Preference metav1.LabelSelector `json:"preference"`
 }
 
@@ -126,23 +130,17 @@ type BGPAdvertisementSpec struct {
 	IPAddressPools []string `json:"ipAddressPools,omitempty"`
 
 	// ipAddressPoolSelectors selects pools by their labels; a pool needs to match one of them.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	IPAddressPoolSelectors []metav1.LabelSelector `json:"ipAddressPoolSelectors,omitempty"`
+	IPAddressPoolSelectors Selectors `json:"ipAddressPoolSelectors,omitempty"`
 
 	// serviceSelectors restricts the advertisement to Services that one of the selectors matches. Empty: all.
 	// Applies to the address types LoadBalancerIP, ExternalIP and ClusterIP.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
+	ServiceSelectors Selectors `json:"serviceSelectors,omitempty"`
 
 	// nodeSelectors restricts the announcing nodes to those that one of the selectors matches. Empty: all.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
+	NodeSelectors Selectors `json:"nodeSelectors,omitempty"`
 
 	// peers names the BGPPeers to announce to, besides those that peerSelectors match. Both empty: every peer.
 	// +kubebuilder:validation:MaxItems=128
@@ -153,10 +151,8 @@ type BGPAdvertisementSpec struct {
 	Peers []string `json:"peers,omitempty"`
 
 	// peerSelectors selects BGPPeers by their labels; a peer needs to match one of them.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	PeerSelectors []metav1.LabelSelector `json:"peerSelectors,omitempty"`
+	PeerSelectors Selectors `json:"peerSelectors,omitempty"`
 
 	// addressTypes says what is announced: LoadBalancerIP, ExternalIP, ClusterIP, ServiceCIDR, PodCIDR.
 	// +kubebuilder:default={LoadBalancerIP}

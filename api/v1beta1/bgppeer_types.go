@@ -100,10 +100,8 @@ type BGPPeerSpec struct {
 	RouterID string `json:"routerID,omitempty"`
 
 	// nodeSelectors restricts the session to nodes that one of the selectors matches. Empty: all.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	NodeSelectors []metav1.LabelSelector `json:"nodeSelectors,omitempty"`
+	NodeSelectors Selectors `json:"nodeSelectors,omitempty"`
 
 	// password authenticates the session by TCP MD5 signatures (RFC 2385). It is readable to everyone who may read this
 	// object: prefer passwordSecret.

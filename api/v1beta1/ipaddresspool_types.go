@@ -29,7 +29,7 @@ type IPAddressPoolSpec struct {
 	ExcludeAddresses []AddressRange `json:"excludeAddresses,omitempty"`
 
 	// reservations hold single addresses for single Services: such an address is given to no other Service, and to
-	// this one without its asking.
+	// this one without its asking. Of an address that the pool excludes it has no effect.
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=map
 	// +listMapKey=address
@@ -73,14 +73,19 @@ type IPAddressPoolSpec struct {
 
 // AddressRange is a CIDR, a range "first-last" or a single address.
 //
+// None of its addresses may be unspecified, loopback, link-local, multicast or the broadcast address: those cannot be
+// announced.
+//
 // The order of a range's ends is checked here for IPv4 only, since CEL has no order on addresses and bounds what a
-// rule may cost; an IPv6 range in the wrong order makes the pool's Ready condition False.
+// rule may cost; an IPv6 range in the wrong order makes the pool's Ready condition False, and so does a range or CIDR
+// with an address inside that cannot be announced.
 // +kubebuilder:validation:MaxLength=96
 // +kubebuilder:validation:XValidation:rule="self.contains('-') || isIP(self) || isCIDR(self)",message="must be a CIDR (203.0.113.0/24), a range (203.0.113.10-203.0.113.20) or an address"
 // +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self) == cidr(self).masked()",message="the CIDR has bits set outside its mask: write its network address"
 // +kubebuilder:validation:XValidation:rule="!self.contains('-') || (self.split('-').size() == 2 && self.split('-').all(a, isIP(a.trim())))",message="a range must be two addresses with a '-' between them"
 // +kubebuilder:validation:XValidation:rule="!self.contains('-') || self.split('-').size() != 2 || !isIP(self.split('-')[0].trim()) || !isIP(self.split('-')[1].trim()) || ip(self.split('-')[0].trim()).family() == ip(self.split('-')[1].trim()).family()",message="a range must not mix IPv4 and IPv6"
 // +kubebuilder:validation:XValidation:rule="!self.matches('^ *[0-9]{1,3}([.][0-9]{1,3}){3} *- *[0-9]{1,3}([.][0-9]{1,3}){3} *$') || [self.replace('-', '.').split('.').map(o, int(o.trim()))].all(o, o[0] * 16777216 + o[1] * 65536 + o[2] * 256 + o[3] <= o[4] * 16777216 + o[5] * 65536 + o[6] * 256 + o[7])",message="the range starts after its end: write the lower address first"
+// +kubebuilder:validation:XValidation:rule="isIP(self) ? ip(self).isGlobalUnicast() : isCIDR(self) ? cidr(self).ip().isGlobalUnicast() : self.split('-').all(a, !isIP(a.trim()) || ip(a.trim()).isGlobalUnicast())",message="unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced"
 type AddressRange string
 
 // Reservation holds one address for one Service.
@@ -118,16 +123,12 @@ type ServiceAllocation struct {
 	Namespaces []string `json:"namespaces,omitempty"`
 
 	// namespaceSelectors admits Services of namespaces that one of the selectors matches, besides those in namespaces.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	NamespaceSelectors []metav1.LabelSelector `json:"namespaceSelectors,omitempty"`
+	NamespaceSelectors Selectors `json:"namespaceSelectors,omitempty"`
 
 	// serviceSelectors admits only Services that one of the selectors matches, on top of the namespace rules.
-	// +kubebuilder:validation:MaxItems=32
-	// +listType=atomic
 	// +optional
-	ServiceSelectors []metav1.LabelSelector `json:"serviceSelectors,omitempty"`
+	ServiceSelectors Selectors `json:"serviceSelectors,omitempty"`
 }
 
 // Sharing says how far Services may share one address.

@@ -126,7 +126,7 @@ func (t *Table) decide(i id, now time.Time) bool {
 // foreign says whether somebody else gave the Service its addresses: Clarion never wrote its status, and none of them is
 // in a pool. Such a Service is left alone until a pool has one.
 func (t *Table) foreign(s *service) bool {
-	if s.req.Managed || len(s.req.Current) == 0 || s.have != [2]holding{} || s.left != [2]netip.Addr{} {
+	if s.req.Managed || len(s.req.Current) == 0 || s.have != [2]holding{} || len(s.left) > 0 {
 		return false
 	}
 	return !slices.ContainsFunc(s.req.Current, func(a netip.Addr) bool { return t.set.Find(a) != nil })
@@ -199,7 +199,13 @@ func (t *Table) planFor(i id, a netip.Addr) plan {
 	}
 	p := t.set.Find(a)
 	switch {
-	case p == nil || p.Avoids(a):
+	case p == nil:
+		why, used := t.set.WhyNot(a)
+		if used {
+			return fail(AddressInUse, why)
+		}
+		return fail(AddressNotInPool, why)
+	case p.Avoids(a):
 		return fail(AddressNotInPool, t.whyOut(r, a))
 	case p.Err != nil:
 		return fail(AddressNotInPool, "pool "+p.Name+" is not valid")
@@ -234,10 +240,8 @@ func (t *Table) whyOut(r *Request, a netip.Addr) string {
 	}
 	p := t.set.Find(a)
 	if p == nil {
-		if w := t.set.Writes(a); w != nil {
-			return "pool " + w.Name + " excludes it"
-		}
-		return "it is in no pool"
+		why, _ := t.set.WhyNot(a)
+		return why
 	}
 	if p.Err != nil {
 		return ""
@@ -318,7 +322,7 @@ func (t *Table) adopt(i id, now time.Time) {
 		}
 		seen[f] = true
 		h := &s.have[f]
-		if h.addr == a || h.addr.IsValid() && s.left[f] == a {
+		if h.addr == a || h.addr.IsValid() && slices.Contains(s.left, a) {
 			continue
 		}
 		if p := t.set.Find(a); h.addr.IsValid() && (p == nil || p.Err != nil || t.whyOut(r, a) != "" || t.barred(r, a)) {

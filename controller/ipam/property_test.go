@@ -80,7 +80,8 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 			if waits := wanted != string(Allocated) && wanted != string(OutOfPool); waits && (reallocate || len(was.req.Addresses)+len(was.req.Pools) > 0) {
 				continue // it has been waiting to move
 			}
-			if !ok || !was.managed || was.stuck || aboutIt(f, key) || reallocate && strings.Contains(f[0], "pool") {
+			shrunk := f[0] == "pool" || f[0] == "delete-pool" || f[0] == "nodes"
+			if !ok || !was.managed || was.stuck || was.slow || aboutIt(f, key) || reallocate && shrunk {
 				continue
 			}
 			for _, a := range was.status {
@@ -103,7 +104,7 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 		// The same again changes nothing, and so does a restart, whatever the order of the Services.
 		quiet := true
 		for _, o := range w.services {
-			quiet = quiet && !o.stuck
+			quiet = quiet && !o.stuck && !o.slow
 		}
 		if !quiet {
 			continue
@@ -164,7 +165,7 @@ func (d *deposed) write(w *world, key types.NamespacedName) []netip.Addr {
 	if res.Reason == Foreign {
 		return nil
 	}
-	is.status, is.managed = res.Addresses(), true
+	is.status, is.managed, is.written = res.Addresses(), true, nil
 	written := is.status
 	w.queue = append(w.queue, key)
 	w.run()
@@ -197,7 +198,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 	key := randomService(rng)
 	n := shortName(key)
 	exists := w.services[key] != nil
-	switch rng.IntN(22) {
+	switch rng.IntN(23) {
 	case 0, 1, 2:
 		line := "pool " + pick(rng, "p1", "p2", "p3") + " addr=" + pick(rng,
 			"203.0.113.0/30", "203.0.113.2-203.0.113.5", "203.0.113.4/31,2001:db8::/127", "2001:db8::1-2001:db8::3", "203.0.113.0/29,2001:db8::/64")
@@ -222,7 +223,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 		if !exists {
 			return "wait 1s"
 		}
-		return pick(rng, "stick ", "unstick ", "unstick ") + n
+		return pick(rng, "stick ", "unstick ", "unstick ", "slow ", "land ", "land ") + n
 	case 9:
 		if !exists {
 			return "wait 1s"
@@ -230,6 +231,8 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 		return "write " + n + " status=" + pick(rng, "", "203.0.113.1", "203.0.113.2", "203.0.113.4,2001:db8::1", "192.0.2.1", "2001:db8::2,203.0.113.0")
 	case 10, 11:
 		return pick(rng, "stranger ", "gone ") + pick(rng, "203.0.113.0", "203.0.113.1", "203.0.113.2", "203.0.113.4", "203.0.113.1 2001:db8::1", "192.0.2.1")
+	case 12:
+		return "nodes" + pick(rng, "", " 203.0.113.2", " 203.0.113.4 2001:db8::1")
 	}
 	line := "service " + n
 	line += " families=" + pick(rng, "4", "4", "6", "46", "64")

@@ -109,7 +109,7 @@ const (
 	NoMatchingPool Reason = "NoMatchingPool"
 	// AddressNotInPool: no pool gives out the address that the Service asks for.
 	AddressNotInPool Reason = "AddressNotInPool"
-	// AddressInUse: another Service has it.
+	// AddressInUse: another Service has it, or the cluster itself.
 	AddressInUse Reason = "AddressInUse"
 	// AddressReserved: it is reserved for another Service.
 	AddressReserved Reason = "AddressReserved"

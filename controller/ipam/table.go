@@ -7,7 +7,8 @@
 //     pool says onShrink: Reallocate, the Service itself asks for something else, or the address is quarantined.
 //  2. Load adopts what is assigned, the oldest Service first, before it gives out anything new.
 //  3. No address is given twice. An address that a Service moves away from is free only once the Service's status no
-//     longer names it (Published). Of two Services that claim one address the older keeps it.
+//     longer names it (Published), nor can because a write of it is under way. Of two Services that claim one address
+//     the older keeps it. Addresses that the cluster has itself are given to nobody (pool.NewSetBeside).
 //  4. Services share an address only with the same sharing key and disjoint ports, and where externalTrafficPolicy is
 //     Local only with the same endpoints; across namespaces only where the pool allows it.
 //  5. The same inputs give the same result: what waits is served by age, pools are tried by priority and name,
@@ -59,8 +60,9 @@ type id int32
 
 type service struct {
 	req    Request
-	have   [2]holding    // by family
-	left   [2]netip.Addr // moved away from, but still in the Service's status
+	have   [2]holding   // by family
+	sent   []netip.Addr // what Assign returned last, until it is in the Service's status, or Assign is asked again
+	left   []netip.Addr // moved away from, but in the Service's status, or sent to be in it
 	result Result
 	notice string
 	waits  []wait
@@ -194,7 +196,8 @@ func (t *Table) SetPools(set *pool.Set, now time.Time) {
 }
 
 // Assign takes in a Service that is new or has changed and decides on it. Others whose result changes with it are in
-// Dirty.
+// Dirty. Whoever asks writes the answer into the Service's status, and calls Published, or Assign again if that failed,
+// when the write is no longer under way.
 func (t *Table) Assign(req Request, now time.Time) Result {
 	i := t.store(&req, now)
 	t.adopt(i, now)
@@ -203,6 +206,7 @@ func (t *Table) Assign(req Request, now time.Time) Result {
 	s := &t.services[i]
 	res := s.result
 	res.Notice = s.notice
+	s.sent = res.Addresses()
 	return res
 }
 
@@ -213,7 +217,7 @@ func (t *Table) Published(key types.NamespacedName, current []netip.Addr, now ti
 		return
 	}
 	s := &t.services[i]
-	s.req.Current, s.req.Managed, s.notice = current, true, ""
+	s.req.Current, s.req.Managed, s.notice, s.sent = current, true, "", nil
 	t.leave(i, now)
 	t.settle(now)
 }
@@ -226,7 +230,7 @@ func (t *Table) Release(key types.NamespacedName, now time.Time) {
 	}
 	t.unwait(i)
 	s := &t.services[i]
-	s.req.Current = nil
+	s.req.Current, s.sent = nil, nil
 	for f := range s.have {
 		t.drop(i, pool.Family(f), now)
 	}
@@ -327,15 +331,13 @@ func (t *Table) store(req *Request, now time.Time) id {
 	s := &t.services[i]
 	same := s.req.sameSharing(req)
 	before := s.req.SharingKey
-	s.req = *req
+	s.req, s.sent = *req, nil
 	if !same {
-		for f, h := range s.have {
-			for _, a := range [...]netip.Addr{h.addr, s.left[f]} {
-				if a.IsValid() {
-					t.reshare(before, a)
-					t.reshare(req.SharingKey, a)
-					t.touched = append(t.touched, a)
-				}
+		for _, a := range append(s.left[:len(s.left):len(s.left)], s.have[0].addr, s.have[1].addr) {
+			if a.IsValid() {
+				t.reshare(before, a)
+				t.reshare(req.SharingKey, a)
+				t.touched = append(t.touched, a)
 			}
 		}
 	}
@@ -505,8 +507,8 @@ func (t *Table) hold(i id, a netip.Addr) {
 	s, f := &t.services[i], pool.FamilyOf(a)
 	s.have[f] = holding{addr: a, shrink: v1beta1.ShrinkKeep}
 	t.trace(&s.have[f])
-	if s.left[f] == a {
-		s.left[f] = netip.Addr{}
+	if n := slices.Index(s.left, a); n >= 0 {
+		s.left = slices.Delete(s.left, n, n+1)
 	} else if ten, used := t.tenants[a]; used {
 		ten.more = append(ten.more, i)
 		t.tenants[a] = ten
@@ -529,7 +531,7 @@ func (t *Table) hold(i id, a netip.Addr) {
 	}
 }
 
-// drop takes an address from a Service. It stays the Service's until its status no longer names it.
+// drop takes an address from a Service. It stays the Service's as long as the Service's status may name it.
 func (t *Table) drop(i id, f pool.Family, now time.Time) {
 	s := &t.services[i]
 	a := s.have[f].addr
@@ -537,22 +539,28 @@ func (t *Table) drop(i id, f pool.Family, now time.Time) {
 		return
 	}
 	s.have[f] = holding{}
-	if slices.Contains(s.req.Current, a) && !s.left[f].IsValid() {
-		s.left[f] = a
+	if s.named(a) {
+		s.left = append(s.left, a)
 		return
 	}
 	t.free(i, a, now)
 }
 
+// named says whether the Service's status names a, or is about to.
+func (s *service) named(a netip.Addr) bool {
+	return slices.Contains(s.req.Current, a) || slices.Contains(s.sent, a)
+}
+
 // leave frees what a Service has moved away from and its status no longer names.
 func (t *Table) leave(i id, now time.Time) {
 	s := &t.services[i]
-	for f, a := range s.left {
-		if a.IsValid() && !slices.Contains(s.req.Current, a) {
-			s.left[f] = netip.Addr{}
-			t.free(i, a, now)
+	s.left = slices.DeleteFunc(s.left, func(a netip.Addr) bool {
+		if s.named(a) {
+			return false
 		}
-	}
+		t.free(i, a, now)
+		return true
+	})
 }
 
 // free ends a Service's tenancy. The address rests when it was the last tenant.

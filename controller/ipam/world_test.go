@@ -27,6 +27,7 @@ type world struct {
 	pools    map[string]*v1beta1.IPAddressPool
 	services map[types.NamespacedName]*object
 	heard    map[netip.Addr]string // what strangers use, as speakers say
+	nodes    pool.Ranges           // the nodes' addresses
 	listed   []netip.Addr          // the pools' statuses say that it is in quarantine
 	table    *Table
 	queue    []types.NamespacedName
@@ -38,7 +39,9 @@ type object struct {
 	status  []netip.Addr
 	managed bool
 	message string
-	stuck   bool // its status cannot be written
+	stuck   bool    // its status cannot be written
+	slow    bool    // it is written later
+	written *Result // what is written then
 }
 
 func newWorld(t testing.TB) *world {
@@ -59,7 +62,7 @@ func (w *world) set() *pool.Set {
 		p, _ := pool.Parse(obj) // a pool that is wrong carries its error
 		ps = append(ps, p)
 	}
-	return pool.NewSet(ps...)
+	return pool.NewSetBeside([]pool.Use{{Kind: "Node", By: "a node", Addresses: w.nodes}}, ps...)
 }
 
 func (w *world) request(key types.NamespacedName) Request {
@@ -81,6 +84,9 @@ func (w *world) requests() []Request {
 func (w *world) restart() {
 	w.table = w.fresh()
 	w.table.Dirty()
+	for _, o := range w.services {
+		o.slow, o.written = false, nil // it is never sent
+	}
 	w.queue = slices.SortedFunc(maps.Keys(w.services), compareNames)
 	w.run()
 }
@@ -136,9 +142,26 @@ func (w *world) reconcile(key types.NamespacedName) {
 		w.table.Release(key, w.now)
 		return
 	}
+	if o.written != nil {
+		return // it is its turn when the write is over
+	}
 	res := w.table.Assign(w.request(key), w.now)
-	if res.Reason == Foreign || o.stuck {
-		return
+	switch {
+	case res.Reason == Foreign || o.stuck:
+	case o.slow:
+		o.written = &res
+	default:
+		w.publish(key, &res)
+	}
+}
+
+// publish writes what was decided. Nobody else was given it in between.
+func (w *world) publish(key types.NamespacedName, res *Result) {
+	o := w.services[key]
+	for _, a := range res.Addresses() {
+		if !w.table.has(w.table.ids[key], a) {
+			w.t.Fatalf("%s is written into the status of %s, which does not have it any more", a, key)
+		}
 	}
 	o.status, o.managed, o.message = res.Addresses(), true, string(res.Reason)+": "+res.Message()
 	w.table.Published(key, o.status, w.now)
@@ -190,7 +213,7 @@ func (w *world) do(line string) {
 		w.run()
 	case "write": // by hand, or by another controller
 		o := w.services[parseName(word(1))]
-		o.status = parseAddrs(opts["status"])
+		o.status, o.written = parseAddrs(opts["status"]), nil
 		w.queue = append(w.queue, parseName(word(1)))
 		w.run()
 	case "restart":
@@ -199,6 +222,22 @@ func (w *world) do(line string) {
 		w.services[parseName(word(1))].stuck = f[0] == "stick"
 		w.queue = append(w.queue, parseName(word(1)))
 		w.run()
+	case "slow": // the Service's next write takes until "land"
+		w.services[parseName(word(1))].slow = true
+	case "land":
+		o := w.services[parseName(word(1))]
+		if o.written != nil {
+			w.publish(parseName(word(1)), o.written)
+		}
+		o.slow, o.written = false, nil
+		w.queue = append(w.queue, parseName(word(1)))
+		w.run()
+	case "nodes": // have addresses
+		w.nodes = nil
+		for _, a := range f[1:] {
+			w.nodes = pool.Union(append(w.nodes, pool.FromAddr(netip.MustParseAddr(a)))...)
+		}
+		w.setPools()
 	case "wait":
 		d, err := time.ParseDuration(word(1))
 		if err != nil {
@@ -285,7 +324,8 @@ func (w *world) parseService(key types.NamespacedName, opts map[string]string) *
 		Ports:    []Port{{"TCP", 80}},
 	}}
 	if old := w.services[key]; old != nil {
-		o.req.Created, o.status, o.managed, o.message, o.stuck = old.req.Created, old.status, old.managed, old.message, old.stuck
+		o.req.Created, o.status, o.managed, o.message = old.req.Created, old.status, old.managed, old.message
+		o.stuck, o.slow = old.stuck, old.slow // a write under way fails
 	} else {
 		w.now = w.now.Add(time.Second)
 	}
@@ -383,6 +423,17 @@ func (w *world) usage() string {
 	return b.String()
 }
 
+// has says whether a is Service i's, maybe beside others.
+func (t *Table) has(i id, a netip.Addr) bool {
+	ten, found := t.tenants[a]
+	for k := 0; found && k < ten.len(); k++ {
+		if ten.at(k) == i {
+			return true
+		}
+	}
+	return false
+}
+
 // check fails the test when the Table contradicts itself or a promise of the package is broken.
 func (w *world) check() {
 	w.t.Helper()
@@ -395,7 +446,7 @@ func (w *world) check() {
 	on := map[netip.Addr][]claim{}
 	for key, o := range w.services {
 		for _, a := range o.status {
-			if !o.stuck && o.managed {
+			if !o.stuck && !o.slow && o.managed {
 				on[a] = append(on[a], claim{key, o})
 			}
 		}
@@ -420,16 +471,16 @@ func (w *world) check() {
 			if a := h.addr; a.IsValid() && t.barred(&s.req, a) {
 				w.t.Fatalf("%s has %s, which is in quarantine", key, a)
 			}
-			for _, a := range []netip.Addr{h.addr, s.left[f]} {
+			held := []netip.Addr{h.addr}
+			if f == 0 {
+				held = append(held, s.left...)
+			}
+			for _, a := range held {
 				if !a.IsValid() {
 					continue
 				}
 				n++
-				ten, found := t.tenants[a], false
-				for k := range ten.len() {
-					found = found || ten.at(k) == i
-				}
-				if !found {
+				if !t.has(i, a) {
 					w.t.Fatalf("%s has %s but is not its tenant", key, a)
 				}
 			}

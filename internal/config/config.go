@@ -41,7 +41,7 @@ type Config struct {
 	Peers []Peer
 }
 
-// Problem is an object that cannot be used as written.
+// Problem is an object that cannot be used as written, or, with ReasonAdvice, could be written better.
 type Problem struct {
 	// Kind and Name name the object.
 	Kind, Name string
@@ -62,6 +62,8 @@ const (
 	ReasonUnknownName     = "UnknownCommunity"
 	ReasonDuplicateName   = "DuplicateCommunity"
 	ReasonUnsupported     = "Unsupported"
+	// ReasonAdvice is that of what is used as written, and could be written better.
+	ReasonAdvice = "Advice"
 )
 
 // Selectors are label selectors of which one must match. Without any, everything matches.
@@ -185,6 +187,30 @@ func Parse(o Objects) (*Config, []Problem) {
 	return &p.out, p.problems
 }
 
+// Keep adds the BGPAdvertisements and BGPPeers that cannot be used as they are written now, as they were in last: a slip in
+// an edit must not withdraw what has been announced for long. L2Advertisements are not kept: about them all speakers have
+// to agree, those too that start later.
+func (c *Config) Keep(last *Config, problems []Problem) {
+	disabled := map[string]bool{}
+	for _, p := range problems {
+		if p.Disabled {
+			disabled[p.Kind+"/"+p.Name] = true
+		}
+	}
+	for _, ad := range last.BGP {
+		if disabled["BGPAdvertisement/"+ad.Name] {
+			c.BGP = append(c.BGP, ad)
+		}
+	}
+	for _, p := range last.Peers {
+		if disabled["BGPPeer/"+p.Name] {
+			c.Peers = append(c.Peers, p)
+		}
+	}
+	slices.SortFunc(c.BGP, func(a, b BGPAdvertisement) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(c.Peers, func(a, b Peer) int { return cmp.Compare(a.Name, b.Name) })
+}
+
 type parser struct {
 	objects  Objects
 	aliases  map[string]route.Community
@@ -214,12 +240,19 @@ func (o *object) disable(reason, format string, args ...any) {
 	o.disabled = true
 }
 
+// remembered ends the parsing of an object of a kind that Keep keeps.
+func (o *object) remembered() {
+	if o.disabled {
+		o.p.problems[len(o.p.problems)-1].Message += "; speakers that knew its last usable form keep it until they restart"
+	}
+}
+
 func (o *object) selectors(field string, in []metav1.LabelSelector) Selectors {
 	var out Selectors
 	for i := range in {
 		sel := o.selector(fmt.Sprintf("%s[%d]", field, i), &in[i])
 		if j := slices.IndexFunc(out, func(x labels.Selector) bool { return x.String() == sel.String() }); j >= 0 {
-			o.problem(ReasonInvalid, "%s[%d]: it is the same as %s[%d]; remove one of them", field, i, field, j)
+			o.problem(ReasonAdvice, "%s[%d]: it is the same as %s[%d]; remove one of them", field, i, field, j)
 		}
 		out = append(out, sel)
 	}
@@ -357,9 +390,9 @@ func (p *parser) peer(b *v1beta1.BGPPeer) {
 		}
 	}
 	if h, k := peer.HoldTime, peer.Keepalive; h != nil && k != nil && *h > 0 && *k > *h/3 {
-		o.problem(ReasonInvalid, "spec.keepaliveTime: %v is more than a third of holdTime %v, so that one lost keepalive can end the session; at most %v is advised", *k, *h, *h/3)
+		o.problem(ReasonAdvice, "spec.keepaliveTime: %v is more than a third of holdTime %v, so that one lost keepalive can end the session; at most %v is advised", *k, *h, *h/3)
 	}
-	if !o.disabled {
+	if o.remembered(); !o.disabled {
 		p.out.Peers = append(p.out.Peers, peer)
 	}
 }
@@ -414,12 +447,12 @@ func (p *parser) bgp(a *v1beta1.BGPAdvertisement) {
 	for i, c := range s.Communities {
 		v, err := route.ParseCommunity(string(c), p.aliases)
 		if err != nil {
-			o.disable(ReasonUnknownName, "spec.communities[%d]: %v; nothing is announced by this object until it is", i, err)
+			o.disable(ReasonUnknownName, "spec.communities[%d]: %v", i, err)
 			continue
 		}
 		ad.Attrs = ad.Attrs.Merge(route.Attrs{Communities: []route.Community{v}})
 	}
-	if !o.disabled {
+	if o.remembered(); !o.disabled {
 		p.out.BGP = append(p.out.BGP, ad)
 	}
 }

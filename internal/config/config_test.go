@@ -64,13 +64,13 @@ func TestOneBadObjectDisablesItselfOnly(t *testing.T) {
 	want := `Community/b DuplicateCommunity disabled=false: spec.communities[0].name: "blue" is defined as large:1:2:3 by another Community object, which is used; remove one of them
 Community/b Invalid disabled=false: spec.communities[1].value: community "1:x": "x" is not a number between 0 and 65535
 BFDProfile/echo Unsupported disabled=false: spec.echoMode: echo packets are not sent; sessions work without them
-BGPPeer/bad Invalid disabled=true: spec.peerAddress: "router" is not an IP address
+BGPPeer/bad Invalid disabled=true: spec.peerAddress: "router" is not an IP address; speakers that knew its last usable form keep it until they restart
 BGPPeer/nobfd BFDProfileNotFound disabled=false: spec.bfdProfile: there is no BFDProfile "slow"; the session runs without BFD until there is
-BGPPeer/tight Invalid disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive can end the session; at most 3s is advised
+BGPPeer/tight Advice disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive can end the session; at most 3s is advised
 L2Advertisement/bad Invalid disabled=true: spec.nodeSelectors[0]: "Sometimes" is not a valid label selector operator
 L2Advertisement/half PoolNotFound disabled=false: spec.ipAddressPools: there is no IPAddressPool "wan"; create it or correct the name
-L2Advertisement/twice Invalid disabled=false: spec.nodeSelectors[1]: it is the same as spec.nodeSelectors[0]; remove one of them
-BGPAdvertisement/bad UnknownCommunity disabled=true: spec.communities[0]: community "red" is neither a well-known name nor defined by a Community object; nothing is announced by this object until it is
+L2Advertisement/twice Advice disabled=false: spec.nodeSelectors[1]: it is the same as spec.nodeSelectors[0]; remove one of them
+BGPAdvertisement/bad UnknownCommunity disabled=true: spec.communities[0]: community "red" is neither a well-known name nor defined by a Community object; speakers that knew its last usable form keep it until they restart
 BGPAdvertisement/half PeerNotFound disabled=false: spec.peers: there is no BGPPeer "tor9"; create it or correct the name
 `
 	if got.String() != want {

@@ -39,7 +39,7 @@ type Pool struct {
 	// Written is spec.addresses.
 	Written Ranges
 	// Addresses is what the pool has: Written without the excluded addresses, and, for a pool in a Set, without those
-	// of older pools.
+	// of older pools and of the cluster itself.
 	Addresses Ranges
 	// Reserved says whom single addresses are held for. All of them are in Written.
 	Reserved map[netip.Addr]types.NamespacedName
@@ -232,6 +232,13 @@ func buggyUpTo(a netip.Addr) int64 {
 	return n/256 + 1 + (n+1)/256
 }
 
+// Use is addresses that something in the cluster has.
+type Use struct {
+	// Kind says in one word what has them, By names it.
+	Kind, By  string
+	Addresses Ranges
+}
+
 // Set is pools that know of each other. It is not changed after NewSet and may be shared between goroutines.
 type Set struct {
 	byName    map[string]*Pool
@@ -239,6 +246,7 @@ type Set struct {
 	byAge     []*Pool
 	index     []entry
 	conflicts map[string][]Conflict
+	uses      map[string][]Use
 	reserved  map[types.NamespacedName][]netip.Addr
 }
 
@@ -255,10 +263,14 @@ type Conflict struct {
 
 // NewSet resolves overlaps: an address that several pools have belongs to the oldest of them, by creation time and then
 // by name. The order of the arguments does not matter; no two may have the same name.
-func NewSet(pools ...*Pool) *Set {
+func NewSet(pools ...*Pool) *Set { return NewSetBeside(nil, pools...) }
+
+// NewSetBeside is NewSet in a cluster that has some addresses itself: no pool has those.
+func NewSetBeside(uses []Use, pools ...*Pool) *Set {
 	s := &Set{
 		byName:    make(map[string]*Pool, len(pools)),
 		conflicts: map[string][]Conflict{},
+		uses:      map[string][]Use{},
 		reserved:  map[types.NamespacedName][]netip.Addr{},
 	}
 	byAge := slices.Clone(pools)
@@ -270,6 +282,12 @@ func NewSet(pools ...*Pool) *Set {
 	})
 	for _, written := range byAge {
 		p := *written
+		for _, u := range uses {
+			if both := p.Addresses.Overlap(u.Addresses); len(both) > 0 {
+				s.uses[p.Name] = append(s.uses[p.Name], Use{u.Kind, u.By, both})
+				p.Addresses = p.Addresses.Minus(both)
+			}
+		}
 		for _, older := range s.byAge {
 			if both := p.Addresses.Overlap(older.Addresses); len(both) > 0 {
 				s.conflicts[p.Name] = append(s.conflicts[p.Name], Conflict{older.Name, both})
@@ -337,3 +355,23 @@ func (s *Set) Reserved(service types.NamespacedName) []netip.Addr { return s.res
 
 // Conflicts is where the pool of that name meets older ones, the oldest first; nil when nowhere.
 func (s *Set) Conflicts(name string) []Conflict { return s.conflicts[name] }
+
+// Uses is the addresses of the pool of that name that the cluster has itself, in the order given to NewSetBeside; nil
+// when there are none.
+func (s *Set) Uses(name string) []Use { return s.uses[name] }
+
+// WhyNot is why a, which no pool has, is not for Services: what has it, or the oldest pool that excludes it, or that it
+// is in no pool.
+func (s *Set) WhyNot(a netip.Addr) (why string, used bool) {
+	for _, p := range s.byAge {
+		for _, u := range s.uses[p.Name] {
+			if u.Addresses.Contains(a) {
+				return "it belongs to " + u.By, true
+			}
+		}
+	}
+	if p := s.Writes(a); p != nil {
+		return "pool " + p.Name + " excludes it", false
+	}
+	return "it is in no pool", false
+}

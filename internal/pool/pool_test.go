@@ -27,11 +27,12 @@ func TestParseRange(t *testing.T) {
 		{in: "203.0.113.7/32", want: "203.0.113.7", size: 1},
 		{in: "203.0.113.10-203.0.113.20", want: "203.0.113.10-203.0.113.20", size: 11},
 		{in: " 203.0.113.10 - 203.0.113.20 ", want: "203.0.113.10-203.0.113.20", size: 11},
-		{in: "0.0.0.0/0", want: "0.0.0.0-255.255.255.255", size: 1 << 32},
+		{in: "128.0.0.0/2", err: "has 169.254.0.0-169.254.255.255, which is link-local"},
+		{in: "64.0.0.0/3", want: "64.0.0.0-95.255.255.255", size: 1 << 29},
 		{in: "2001:db8::/127", want: "2001:db8::-2001:db8::1", size: 2},
 		{in: "2001:db8::/66", want: "2001:db8::-2001:db8::3fff:ffff:ffff:ffff", size: 1 << 62},
 		{in: "2001:db8::/65", want: "2001:db8::-2001:db8::7fff:ffff:ffff:ffff", size: math.MaxInt64},
-		{in: "::/0", want: "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", size: math.MaxInt64},
+		{in: "2000::/3", want: "2000::-3fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", size: math.MaxInt64},
 		{in: "2001:db8::ffff-2001:db8::1:0", want: "2001:db8::ffff-2001:db8::1:0", size: 2},
 		{in: "203.0.113.20-203.0.113.10", err: "starts after its end: write 203.0.113.10-203.0.113.20"},
 		{in: "192.168.1.1-fc00::1", err: "mixes IPv4 and IPv6"},
@@ -43,6 +44,20 @@ func TestParseRange(t *testing.T) {
 		{in: "203.0.113.1-", err: `"" is not an IP address`},
 		{in: "203.0.113.1-203.0.113.2-203.0.113.3", err: "is not an IP address"},
 		{in: "", err: "is not an IP address"},
+		{in: "0.0.0.0/0", err: "has 0.0.0.0, which is unspecified"},
+		{in: "0.0.0.0", err: `"0.0.0.0" is unspecified`},
+		{in: "126.0.0.0/7", err: "has 127.0.0.0-127.255.255.255, which is loopback"},
+		{in: "127.0.0.1", err: "is loopback"},
+		{in: "169.254.7.0/24", err: `"169.254.7.0/24" is link-local`},
+		{in: "224.0.0.0/24", err: "is multicast"},
+		{in: "200.0.0.0-250.0.0.0", err: "has 224.0.0.0-239.255.255.255, which is multicast"},
+		{in: "255.255.255.254/31", err: "has 255.255.255.255, which is broadcast"},
+		{in: "::/0", err: "has ::, which is unspecified"},
+		{in: "::-::1", err: "is unspecified"},
+		{in: "::1", err: "is loopback"},
+		{in: "fe80::/64", err: "is link-local"},
+		{in: "fe00::-fec0::", err: "has fe80::-febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff, which is link-local"},
+		{in: "ff02::/16", err: "is multicast"},
 		{in: "203.0.113", err: "is not an IP address"},
 	} {
 		r, err := ParseRange(tt.in)
@@ -295,6 +310,44 @@ func TestSet(t *testing.T) {
 		}
 		if w := s.Writes(netip.MustParseAddr("203.0.113.3")); w.Name != "old" {
 			t.Fatalf("203.0.113.3 is first written by %s", w.Name)
+		}
+	}
+}
+
+// TestSetBeside: what the cluster has itself is in no pool, whichever pools name it.
+func TestSetBeside(t *testing.T) {
+	var pools []*Pool
+	for _, o := range []*v1beta1.IPAddressPool{
+		object("old", 9, v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.0/29"}, ExcludeAddresses: []v1beta1.AddressRange{"203.0.113.3"},
+			Reservations: []v1beta1.Reservation{{Address: "203.0.113.2", Namespace: "ns", Name: "svc"}}}),
+		object("young", 1, v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.2", "2001:db8::/64"}}),
+	} {
+		p, err := Parse(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pools = append(pools, p)
+	}
+	addr := netip.MustParseAddr
+	s := NewSetBeside([]Use{
+		{"Node", "node a", Ranges{FromAddr(addr("203.0.113.2"))}}, {"Node", "node b", Ranges{FromAddr(addr("192.0.2.1"))}},
+		{"CIDR", "range c", Ranges{FromPrefix(netip.MustParsePrefix("203.0.113.4/30"))}},
+	}, pools...)
+	if got := fmt.Sprint(s.Pool("old").Addresses, "; ", s.Pool("young").Addresses); got != "203.0.113.0-203.0.113.1; 2001:db8::-2001:db8::ffff:ffff:ffff:ffff" {
+		t.Errorf("addresses are %s", got)
+	}
+	if got := fmt.Sprint(s.Uses("old"), s.Uses("young"), s.Conflicts("young")); got != "[{Node node a 203.0.113.2} {CIDR range c 203.0.113.4-203.0.113.7}] [{Node node a 203.0.113.2}] []" {
+		t.Errorf("uses are %s", got)
+	}
+	if got := s.Reserved(types.NamespacedName{Namespace: "ns", Name: "svc"}); len(got) > 0 {
+		t.Errorf("%v is held", got)
+	}
+	for a, want := range map[string]string{
+		"203.0.113.2": "it belongs to node a true", "203.0.113.7": "it belongs to range c true",
+		"203.0.113.3": "pool old excludes it false", "192.0.2.1": "it is in no pool false",
+	} {
+		if why, used := s.WhyNot(addr(a)); fmt.Sprint(why, " ", used) != want {
+			t.Errorf("%s: %s %t, want %s", a, why, used, want)
 		}
 	}
 }

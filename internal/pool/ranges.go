@@ -40,15 +40,23 @@ type Range struct {
 	First, Last netip.Addr
 }
 
-// ParseRange reads a CIDR without host bits, a range "first-last" or a single address. IPv4-mapped IPv6 addresses and
-// zones are refused: neither can be announced.
+// ParseRange reads a CIDR without host bits, a range "first-last" or a single address. Ranges with an address that
+// cannot be announced are refused; see ParseAddr.
 func ParseRange(s string) (Range, error) {
+	r, err := parseRange(s)
+	if err != nil {
+		return Range{}, err
+	}
+	return r, announceable(s, r)
+}
+
+func parseRange(s string) (Range, error) {
 	if first, last, isRange := strings.Cut(s, "-"); isRange {
-		a, err := ParseAddr(strings.TrimSpace(first))
+		a, err := parseAddr(strings.TrimSpace(first))
 		if err != nil {
 			return Range{}, err
 		}
-		b, err := ParseAddr(strings.TrimSpace(last))
+		b, err := parseAddr(strings.TrimSpace(last))
 		if err != nil {
 			return Range{}, err
 		}
@@ -73,15 +81,41 @@ func ParseRange(s string) (Range, error) {
 		}
 		return FromPrefix(p), nil
 	}
-	a, err := ParseAddr(s)
-	if err != nil {
-		return Range{}, err
-	}
-	return FromAddr(a), nil
+	a, err := parseAddr(s)
+	return FromAddr(a), err
 }
 
-// ParseAddr reads an address that can be announced: not IPv4-mapped and without a zone.
+// ParseAddr reads an address that can be announced: without a zone, not IPv4-mapped, and neither unspecified, loopback,
+// link-local, multicast nor the broadcast address.
 func ParseAddr(s string) (netip.Addr, error) {
+	a, err := parseAddr(s)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return a, announceable(s, FromAddr(a))
+}
+
+// announceable is nil when every address of r, which is written as s, can be a Service's: hosts and routers take the
+// others for their own, or for everybody's, whoever announces them (RFC 6890, RFC 4291 section 2.4).
+func announceable(s string, r Range) error {
+	for _, never := range [...]struct{ prefix, is string }{
+		{"0.0.0.0/32", "unspecified"}, {"127.0.0.0/8", "loopback"}, {"169.254.0.0/16", "link-local"},
+		{"224.0.0.0/4", "multicast"}, {"255.255.255.255/32", "broadcast"},
+		{"::/128", "unspecified"}, {"::1/128", "loopback"}, {"fe80::/10", "link-local"}, {"ff00::/8", "multicast"},
+	} {
+		n := FromPrefix(netip.MustParsePrefix(never.prefix))
+		if both := (Ranges{r}).Overlap(Ranges{n}); len(both) > 0 {
+			what := ""
+			if both[0] != r {
+				what = "has " + both[0].String() + ", which "
+			}
+			return fmt.Errorf("%q %sis %s: no Service can be reached there", s, what, never.is)
+		}
+	}
+	return nil
+}
+
+func parseAddr(s string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil:

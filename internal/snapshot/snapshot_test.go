@@ -205,16 +205,127 @@ func TestLiving(t *testing.T) {
 		{"most died together, and Kubernetes knows", "a:abcd b:abcd c:abcd d:d", "abc", "d"},
 		{"Kubernetes has lost all nodes", "a:abc b:bc c:bc", "abc", "bc"},
 		{"nobody has written", "", "", ""},
+		{"one has ended, and not all have noticed", "a: b:abc c:abc", "", "bc"},
+		{"all have ended, the last one alone", "a: b: c:", "", ""},
+		{"all but one have ended", "a: b: c:c", "", "c"},
+		{"some have ended, the others died, and Kubernetes knows", "a: b:abc c:c", "b", "c"},
 	} {
-		members := map[string][]string{}
+		speakers := map[string]*v1beta1.Speaker{}
 		for _, f := range strings.Fields(tt.members) {
-			members[f[:1]] = strings.Split(f[2:], "")
+			ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready"}
+			sp := &v1beta1.Speaker{}
+			if f[2:] == "" {
+				ready.Status, ready.Reason = metav1.ConditionFalse, v1beta1.ReasonEnded
+			} else {
+				sp.Status.Members = strings.Split(f[2:], "")
+			}
+			sp.Status.Conditions = []metav1.Condition{ready}
+			speakers[f[:1]] = sp
 		}
-		living := Living(members, func(node string) bool { return strings.Contains(tt.lost, node) })
+		living := Living(speakers, func(node string) bool { return strings.Contains(tt.lost, node) })
 		if got := strings.Join(slices.Sorted(maps.Keys(living)), ""); got != tt.want {
 			t.Errorf("%s: alive are %q, want %q", tt.name, got, tt.want)
 		}
 	}
+}
+
+// What speakers write of themselves is what whoever is no speaker decides by: who is alive, on which interfaces, and that
+// the time of a node that is drained is up.
+func TestSpeakers(t *testing.T) {
+	s := New(true)
+	for _, n := range []string{"a", "b", "c"} {
+		s.node(n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n, Annotations: map[string]string{v1beta1.AnnotationDrain: map[string]string{"a": "true"}[n]}}})
+	}
+	sp := func(interfaces ...string) *v1beta1.Speaker {
+		return &v1beta1.Speaker{Status: v1beta1.SpeakerStatus{Members: []string{"a", "b"}, Interfaces: interfaces}}
+	}
+	speakers := map[string]*v1beta1.Speaker{"a": sp("eth0", "eth1"), "b": sp(), "c": {}}
+	tell := func(want string) {
+		t.Helper()
+		s.Speakers(speakers)
+		s.Changes()
+		got := ""
+		for _, name := range slices.Sorted(maps.Keys(s.View().Nodes)) {
+			n := s.View().Nodes[name]
+			got += fmt.Sprintf("%s alive=%v drained=%v links=%v; ", name, n.Alive, n.Drained, n.Links)
+		}
+		if got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	tell("a alive=true drained=false links=[{eth0 true false} {eth1 true false}]; b alive=true drained=false links=[]; c alive=false drained=false links=[]; ")
+	speakers["a"].Status.Drained = true
+	tell("a alive=true drained=true links=[{eth0 true false} {eth1 true false}]; b alive=true drained=false links=[]; c alive=false drained=false links=[]; ")
+	speakers["a"].Status.Drained = false
+	delete(speakers, "b")
+	speakers["a"].Status.Members = []string{"a"}
+	speakers["c"].Status.Members = []string{"a"}
+	tell("a alive=true drained=false links=[{eth0 true false} {eth1 true false}]; b alive=false drained=false links=[]; c alive=false drained=false links=[]; ")
+}
+
+// A slip in an edit of a BGPAdvertisement or a BGPPeer, or in what it names, withdraws nothing from those who knew its
+// last usable form. Deleting it does.
+func TestLastUsableForm(t *testing.T) {
+	s := known()
+	generation := int64(0)
+	meta := func(name string) metav1.ObjectMeta {
+		generation++
+		return metav1.ObjectMeta{Name: name, UID: "1", Generation: generation}
+	}
+	ad := func(gone bool, nodes ...metav1.LabelSelector) {
+		configObject(s, s.objects.bgp)("ad", &v1beta1.BGPAdvertisement{ObjectMeta: meta("ad"), Spec: v1beta1.BGPAdvertisementSpec{
+			Communities: []v1beta1.CommunityReference{"blue"}, NodeSelectors: nodes}}, gone)
+	}
+	peer := func(address string) {
+		configObject(s, s.objects.peers)("tor", &v1beta1.BGPPeer{ObjectMeta: meta("tor"), Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: address}}, false)
+	}
+	blue := func(gone bool) {
+		configObject(s, s.objects.comms)("names", &v1beta1.Community{ObjectMeta: meta("names"), Spec: v1beta1.CommunitySpec{
+			Communities: []v1beta1.CommunityAlias{{Name: "blue", Value: "64500:1"}}}}, gone)
+	}
+	in := metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "rack", Operator: "in", Values: []string{"1"}}}}
+	local := func(nodes ...metav1.LabelSelector) {
+		configObject(s, s.objects.l2)("lan", &v1beta1.L2Advertisement{ObjectMeta: meta("lan"), Spec: v1beta1.L2AdvertisementSpec{NodeSelectors: nodes}}, false)
+	}
+	expect := func(what, want string, problems int) {
+		t.Helper()
+		s.Changes()
+		got := ""
+		for _, a := range s.View().Config.L2 {
+			got += a.Name + "; "
+		}
+		for _, a := range s.View().Config.BGP {
+			got += fmt.Sprintf("%s %v; ", a.Name, a.Attrs.Communities)
+		}
+		for _, p := range s.View().Config.Peers {
+			got += fmt.Sprintf("%s %s; ", p.Name, p.Address)
+		}
+		if got != want {
+			t.Errorf("%s: in use is %q, want %q", what, got, want)
+		}
+		if len(s.Problems()) != problems {
+			t.Errorf("%s: problems %v, want %d", what, s.Problems(), problems)
+		}
+	}
+	ad(false)
+	peer("192.0.2.1")
+	local()
+	expect("what was never usable", "lan; tor 192.0.2.1; ", 1)
+	blue(false)
+	const all = "lan; ad [64500:1]; tor 192.0.2.1; "
+	expect("all is well", all, 0)
+	blue(true)
+	expect("the community is deleted", all, 1)
+	ad(false, in)
+	expect("two slips in one object", all, 2)
+	peer("tor1.example.com")
+	expect("a slip in the peer", all, 3)
+	local(in)
+	expect("a slip in an L2Advertisement", "ad [64500:1]; tor 192.0.2.1; ", 4)
+	peer("192.0.2.2")
+	expect("the peer is right again", "ad [64500:1]; tor 192.0.2.2; ", 3)
+	ad(true)
+	expect("the advertisement is deleted", "tor 192.0.2.2; ", 1)
 }
 
 // A speaker that starts after the edit learns from the pool's status that the address was the pool's.

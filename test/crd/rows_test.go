@@ -102,6 +102,7 @@ func rejected() []row {
 		{"L2Advertisement", "no preference", `spec: {preferredNodeSelectors: [{weight: 1}]}`, `preference: Required value`},
 		{"L2Advertisement", "preference without key", `spec: {preferredNodeSelectors: [{weight: 1, preference: {matchExpressions: [{operator: Exists}]}}]}`, `key: Required value`},
 		{"L2Advertisement", "preference without operator", `spec: {preferredNodeSelectors: [{weight: 1, preference: {matchExpressions: [{key: rack}]}}]}`, `operator: Required value`},
+		{"L2Advertisement", "preference with an operator in lower case", `spec: {preferredNodeSelectors: [{weight: 1, preference: {matchExpressions: [{key: rack, operator: exists}]}}]}`, `the operator of an expression must be`},
 		{"L2Advertisement", "many preferences", `spec: {preferredNodeSelectors: ` + list(33, `{weight: 1, preference: {matchLabels: {rack: r%d}}}`) + `}`, `preferredNodeSelectors: Too many`},
 
 		{"BGPAdvertisement", "no address type", `spec: {addressTypes: []}`, `should have at least 1 items`},
@@ -239,6 +240,16 @@ func rejected() []row {
 			{"is a range of two families, IPv6 first", `2001:db8::1-203.0.113.1`, `a range must not mix IPv4 and IPv6`},
 			{"is a range backwards", `203.0.113.10-203.0.113.9`, `the range starts after its end`},
 			{"is a range backwards in the first octet", `203.0.113.10 - 198.51.100.250`, `the range starts after its end`},
+			{"is unspecified", `0.0.0.0`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is loopback", `127.0.0.1`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is the broadcast address", `255.255.255.255`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is link-local", `fe80::/64`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is multicast", `224.0.0.0/24`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is IPv6 multicast", `ff02::/16`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is everything", `0.0.0.0/0`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is everything of IPv6", `::/0`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is a range to multicast", `198.51.100.0 - 224.0.0.0`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
+			{"is a range from loopback", `::1-::ff`, `unspecified, loopback, link-local, multicast and broadcast addresses cannot be announced`},
 			{"is long", strings.Repeat(" ", 82) + `203.0.113.1-203.0.113.2`, `Too long`},
 		} {
 			rows = append(rows, row{"IPAddressPool", field + " " + r.name, at("spec."+field, `["`+r.value+`"]`), r.want})
@@ -265,6 +276,9 @@ func rejected() []row {
 		rows = append(rows,
 			row{s.kind, s.path + " without key", at(s.path, `[{matchExpressions: [{operator: Exists}]}]`), s.path + `[0].matchExpressions[0].key: Required value`},
 			row{s.kind, s.path + " without operator", at(s.path, `[{matchExpressions: [{key: tier}]}]`), s.path + `[0].matchExpressions[0].operator: Required value`},
+			row{s.kind, s.path + " with an operator in lower case", at(s.path, `[{matchLabels: {tier: gold}}, {matchExpressions: [{key: tier, operator: in, values: [gold]}]}]`), `the operator of an expression must be`},
+			row{s.kind, s.path + " without values", at(s.path, `[{matchExpressions: [{key: tier, operator: Exists}, {key: tier, operator: NotIn}]}]`), `the operator of an expression must be`},
+			row{s.kind, s.path + " with values for nothing", at(s.path, `[{matchExpressions: [{key: tier, operator: DoesNotExist, values: [gold]}]}]`), `the operator of an expression must be`},
 			row{s.kind, s.path + " too many", at(s.path, list(33, `{matchLabels: {tier: t%d}}`)), s.path + `: Too many`},
 		)
 	}
@@ -349,6 +363,7 @@ spec:
   asPathPrepend: 16
   communities: [no-export, blue, "0:0", "65535:65535", "large:4294967295:0:4294967295"]
   weighted: true`},
+		{kind: "BGPAdvertisement", name: "many expressions in a selector", patch: `spec: {nodeSelectors: [{}, {matchExpressions: ` + list(30, `{key: k%d, operator: In, values: [a, b]}`) + `}]}`},
 		{kind: "BGPAdvertisement", name: "selected Services, one by one", patch: `spec: {serviceSelectors: [{matchLabels: {tier: gold}}], aggregationLength: 32, aggregationLengthV6: 128}`},
 		{kind: "BGPAdvertisement", name: "selected Services' cluster addresses", patch: `spec: {addressTypes: [ClusterIP], serviceSelectors: [{matchLabels: {tier: gold}}]}`},
 		{kind: "BGPAdvertisement", name: "the cluster's ranges", patch: `spec: {addressTypes: [ServiceCIDR, PodCIDR]}`},
@@ -390,9 +405,9 @@ spec:
 		{kind: "Community", name: "none", patch: `spec: null`},
 	}
 	for _, a := range []string{
-		"203.0.113.0/24", "203.0.113.1/32", "0.0.0.0/0", "203.0.113.1", "203.0.113.1-203.0.113.1", "203.0.113.9 - 203.0.113.10",
+		"203.0.113.0/24", "203.0.113.1/32", "64.0.0.0/3", "203.0.113.1", "203.0.113.1-203.0.113.1", "203.0.113.9 - 203.0.113.10",
 		"9.255.255.255-10.0.0.0", "192.0.2.255-192.0.3.0", "2001:db8::/64", "2001:db8::1", "2001:db8::1-2001:db8::ffff",
-		"2001:DB8::1 -2001:db8:0:0::2", "::/0",
+		"2001:DB8::1 -2001:db8:0:0::2", "2000::/3",
 	} {
 		rows = append(rows, row{kind: "IPAddressPool", name: a, patch: at("spec.addresses", `["`+a+`"]`)})
 	}

@@ -90,8 +90,7 @@ func (l *Lab) startWorkload(ctx context.Context, all map[string]corev1.PodSpec, 
 	}
 	command := append(privileges(pod), filepath.Join(l.state, "bin", name), "--kubeconfig="+kubeconfig)
 	command = append(append(command, pod.Containers[0].Args...), args...)
-	return l.Start(host, name, command, "NODE_NAME="+node, "POD_NAMESPACE="+Namespace, "POD_NAME="+name+"-"+host,
-		"POD_IP="+l.Host(host).IPv4.String())
+	return l.Start(host, name, command, "NODE_NAME="+node, "POD_NAMESPACE="+Namespace)
 }
 
 // privileges is the command that runs another with a container's user and capabilities, and no way to more.
