@@ -169,7 +169,8 @@ func testDeadProxy(w *way) func(*testing.T) {
 		for _, a := range append(addrs, clusterIPs(svc)...) {
 			urls = append(urls, url(a))
 		}
-		w.steady(t, "outside", urls, func() {
+		resets := 2 * len(w.Routers()) // the node's going and coming changes the routes of each router
+		w.steadyBut(t, "outside", urls, resets, func() {
 			proxy.Kill()
 			for _, p := range prefixes {
 				w.NextHops(t, p, all[1:]...)

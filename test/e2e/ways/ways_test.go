@@ -5,7 +5,6 @@ package ways
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -249,8 +248,7 @@ func (w *way) steady(t *testing.T, from string, urls []string, f func()) {
 	w.steadyBut(t, from, urls, 0, f)
 }
 
-// steadyBut is steady but for so many connections to each URL that may be reset when routes change: a router that
-// spreads flows by their hash sends some of those under way to another node, which does not know them.
+// steadyBut is steady but for so many connections to each URL that may be reset; see AnsweredBut.
 func (w *way) steadyBut(t *testing.T, from string, urls []string, resets int, f func()) {
 	t.Helper()
 	for _, u := range urls {
@@ -273,17 +271,6 @@ func (w *way) steadyBut(t *testing.T, from string, urls []string, resets int, f 
 			}
 			return nil
 		})
-		left := resets
-		replies := slices.DeleteFunc(stops[i](), func(r lab.Reply) bool {
-			reset := errors.Is(r.Err, syscall.ECONNRESET)
-			if reset {
-				left--
-			}
-			return reset && left >= 0
-		})
-		world.Answered(t, "during the change: "+urls[i], replies)
-		if left < resets {
-			t.Logf("%s: %d connections under way were reset", urls[i], resets-left)
-		}
+		world.AnsweredBut(t, "during the change: "+urls[i], resets, stops[i]())
 	}
 }
