@@ -84,6 +84,9 @@ func main() {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.logLevel})).With("node", o.node)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
 	slog.SetDefault(log)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // it runs on every node, and most of the heap is caches and routes that live long
+	}
 	if err := run(ctrl.SetupSignalHandler(), o, log); err != nil {
 		log.Error("speaker ends", "error", err)
 		os.Exit(1)
