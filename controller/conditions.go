@@ -467,7 +467,7 @@ func (c *conditions) sessions(p *v1beta1.BGPPeer) (wanted, up int32, established
 		switch {
 		case !n.Alive:
 			down = append(down, name+": "+verdict.NotAlive)
-		case state == "Established":
+		case state == verdict.Established:
 			up++
 		case lastError == "":
 			down = append(down, name+": "+state)

@@ -76,29 +76,14 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 		}
 	}
 	c.pools, _ = all[v1beta1.IPAddressPool](ctx, o)
-	for _, x := range c.pools {
-		c.objects = append(c.objects, object{"IPAddressPool/" + x.Name, x.Status.Conditions})
-	}
-	l2, _ := all[v1beta1.L2Advertisement](ctx, o)
-	for _, x := range l2 {
-		c.objects = append(c.objects, object{"L2Advertisement/" + x.Name, x.Status.Conditions})
-	}
-	bgp, _ := all[v1beta1.BGPAdvertisement](ctx, o)
-	for _, x := range bgp {
-		c.objects = append(c.objects, object{"BGPAdvertisement/" + x.Name, x.Status.Conditions})
-	}
-	peers, _ := all[v1beta1.BGPPeer](ctx, o)
-	for _, x := range peers {
-		c.objects = append(c.objects, object{"BGPPeer/" + x.Name, x.Status.Conditions})
-	}
-	bfd, _ := all[v1beta1.BFDProfile](ctx, o)
-	for _, x := range bfd {
-		c.objects = append(c.objects, object{"BFDProfile/" + x.Name, x.Status.Conditions})
-	}
-	communities, _ := all[v1beta1.Community](ctx, o)
-	for _, x := range communities {
-		c.objects = append(c.objects, object{"Community/" + x.Name, x.Status.Conditions})
-	}
+	c.objects = slices.Concat(
+		objects(ctx, o, "IPAddressPool", func(x *v1beta1.IPAddressPool) []metav1.Condition { return x.Status.Conditions }),
+		objects(ctx, o, "L2Advertisement", func(x *v1beta1.L2Advertisement) []metav1.Condition { return x.Status.Conditions }),
+		objects(ctx, o, "BGPAdvertisement", func(x *v1beta1.BGPAdvertisement) []metav1.Condition { return x.Status.Conditions }),
+		objects(ctx, o, "BGPPeer", func(x *v1beta1.BGPPeer) []metav1.Condition { return x.Status.Conditions }),
+		objects(ctx, o, "BFDProfile", func(x *v1beta1.BFDProfile) []metav1.Condition { return x.Status.Conditions }),
+		objects(ctx, o, "Community", func(x *v1beta1.Community) []metav1.Condition { return x.Status.Conditions }),
+	)
 	c.alive = snapshot.Living(c.speakers, c.snap.NotReady)
 	for _, name := range sortedKeys(c.alive) {
 		c.objects = append(c.objects, object{"Speaker/" + name, c.speakers[name].Status.Conditions})
@@ -146,11 +131,23 @@ func (o once) list(ctx context.Context, obj client.Object) ([]runtime.Object, er
 	return o.items[kind], err
 }
 
-// all are the objects of a kind.
-func all[T any, P interface {
+// pointer is to an object of a kind.
+type pointer[T any] interface {
 	*T
 	client.Object
-}](ctx context.Context, o once) ([]P, error) {
+}
+
+// objects are those of a kind that has been read, with what the controller says of them.
+func objects[T any, P pointer[T]](ctx context.Context, o once, name string, conditions func(P) []metav1.Condition) (out []object) {
+	items, _ := all[T, P](ctx, o)
+	for _, x := range items {
+		out = append(out, object{name + "/" + x.GetName(), conditions(x)})
+	}
+	return out
+}
+
+// all are the objects of a kind.
+func all[T any, P pointer[T]](ctx context.Context, o once) ([]P, error) {
 	items, err := o.list(ctx, P(new(T)))
 	out := make([]P, 0, len(items))
 	for _, i := range items {

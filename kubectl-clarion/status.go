@@ -18,9 +18,6 @@ import (
 	"github.com/clarionlb/clarion/internal/verdict"
 )
 
-// established is the state of a BGP session in which routes are exchanged (RFC 4271 section 8.2.2).
-const established = "Established"
-
 func writeStatus(w io.Writer, c *cluster) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "POOL\tIPv4 USED\tFREE\tIPv6 USED\tFREE\tREADY")
@@ -69,7 +66,7 @@ func sessionsOf(s *v1beta1.Speaker) string {
 	var out []string
 	for _, ses := range s.Status.Sessions {
 		text := ses.Peer + " " + ses.State
-		if ses.State == established {
+		if ses.State == verdict.Established {
 			text = fmt.Sprintf("%s (%d IPv4, %d IPv6)", text, ses.PrefixesIPv4, ses.PrefixesIPv6)
 		}
 		out = append(out, text)
@@ -127,7 +124,7 @@ func (c *cluster) problems() []string {
 			add("Node/"+s.Name, "attracts no traffic while others can: %s", s.Status.Gate)
 		}
 		for _, ses := range s.Status.Sessions {
-			if ses.State != established {
+			if ses.State != verdict.Established {
 				add("BGPPeer/"+ses.Peer, "no session with %s: %s", s.Name, verdict.SessionState(ses))
 			}
 		}

@@ -134,7 +134,9 @@ func (f *fellows) setSpeaker(name string, o *v1beta1.Speaker, gone bool) {
 	}
 	f.mu.Lock()
 	if f.others[name] != at {
-		if f.others[name] = at; !at.IsValid() {
+		if at.IsValid() {
+			f.others[name] = at
+		} else {
 			delete(f.others, name)
 		}
 		if f.cluster != nil {

@@ -113,9 +113,9 @@ func (s *status) end() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), statusEnd)
 	defer cancel()
-	last := s.written.Status
-	last = v1beta1.SpeakerStatus{
-		Version: last.Version, Addresses: last.Addresses, HardwareAddresses: last.HardwareAddresses, Interfaces: last.Interfaces,
+	was := &s.written.Status
+	last := v1beta1.SpeakerStatus{
+		Version: was.Version, Addresses: was.Addresses, HardwareAddresses: was.HardwareAddresses, Interfaces: was.Interfaces,
 		Conditions: []metav1.Condition{{
 			Type: v1beta1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1beta1.ReasonEnded, Message: "the speaker has ended; nothing is announced by it",
 		}},
@@ -150,26 +150,19 @@ func (s *status) rest(want v1beta1.SpeakerStatus, now time.Time) time.Duration {
 			}
 		}
 	}
-	if !differ || !same(want, have) {
+	want.Conditions = merged(have.Conditions, want.Conditions)
+	if !differ || !equality.Semantic.DeepEqual(want, have) {
 		return 0
 	}
 	return s.at.Add(time.Duration(len(have.Members)) * figuresRest).Sub(now)
 }
 
-// same says whether one status is the other, with conditions that say the same.
-func same(want, have v1beta1.SpeakerStatus) bool {
-	want.Conditions = merged(have.Conditions, want.Conditions)
-	return equality.Semantic.DeepEqual(want, have)
-}
-
 // merged are conditions that are to be set, with the times of their last change.
 func merged(have, set []metav1.Condition) []metav1.Condition {
 	out := slices.Clone(set)
-	for i, c := range set {
-		if old := meta.FindStatusCondition(have, c.Type); old != nil {
-			out[i] = *old
-			one := out[i : i+1]
-			meta.SetStatusCondition(&one, c)
+	for i := range out {
+		if old := meta.FindStatusCondition(have, out[i].Type); old != nil && old.Status == out[i].Status {
+			out[i].LastTransitionTime = old.LastTransitionTime
 		} else {
 			out[i].LastTransitionTime = metav1.Now()
 		}
@@ -200,11 +193,11 @@ func (s *status) write(ctx context.Context, want v1beta1.SpeakerStatus, node *sn
 		}
 		s.written = have
 	}
-	if same(want, s.written.Status) {
+	want.Conditions = merged(s.written.Status.Conditions, want.Conditions)
+	if equality.Semantic.DeepEqual(want, s.written.Status) {
 		return nil
 	}
 	next := s.written.DeepCopy()
-	want.Conditions = merged(s.written.Status.Conditions, want.Conditions)
 	next.Status = want
 	if err := s.client.Status().Update(ctx, next); err != nil {
 		return err

@@ -242,8 +242,11 @@ func (o *object) disable(reason, format string, args ...any) {
 
 // remembered ends the parsing of an object of a kind that Keep keeps.
 func (o *object) remembered() {
-	if o.disabled {
-		o.p.problems[len(o.p.problems)-1].Message += "; speakers that knew its last usable form keep it until they restart"
+	for i := len(o.p.problems) - 1; o.disabled; i-- { // advice may have come after what disables it
+		if last := &o.p.problems[i]; last.Disabled {
+			last.Message += "; speakers that knew its last usable form keep it until they restart"
+			return
+		}
 	}
 }
 

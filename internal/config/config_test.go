@@ -55,6 +55,22 @@ func objects() Objects {
 	}
 }
 
+// That speakers keep the last usable form is said of what disables an object, not of advice about it.
+func TestAdviceOnADisabledObject(t *testing.T) {
+	_, problems := Parse(Objects{BGPPeers: []*v1beta1.BGPPeer{
+		named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "router",
+			HoldTime: &metav1.Duration{Duration: 9 * time.Second}, KeepaliveTime: &metav1.Duration{Duration: 4 * time.Second}}}, "both"),
+	}})
+	if len(problems) != 2 {
+		t.Fatalf("problems: %+v", problems)
+	}
+	for _, p := range problems {
+		if p.Disabled != strings.Contains(p.Message, "last usable form") {
+			t.Errorf("disabled=%v: %s", p.Disabled, p.Message)
+		}
+	}
+}
+
 func TestOneBadObjectDisablesItselfOnly(t *testing.T) {
 	cfg, problems := Parse(objects())
 	var got strings.Builder

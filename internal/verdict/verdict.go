@@ -129,7 +129,7 @@ func New(view *announce.View, plan func() *announce.Plan, speakers map[string]*v
 		}
 		for _, s := range sp.Status.Sessions {
 			st := state{}
-			if s.State != established {
+			if s.State != Established {
 				st.problem = SessionState(s)
 				st.young = s.LastError == "" && s.Since != nil && j.young(s.Since.Time)
 			}
@@ -139,8 +139,8 @@ func New(view *announce.View, plan func() *announce.Plan, speakers map[string]*v
 	return j
 }
 
-// established is the state of a session in which routes are exchanged (RFC 4271 section 8.2.2).
-const established = "Established"
+// Established is the state of a session in which routes are exchanged (RFC 4271 section 8.2.2).
+const Established = "Established"
 
 // SessionState is the state of a session that is not up, with the reason where there is one.
 func SessionState(s v1beta1.SessionStatus) string {

@@ -127,16 +127,17 @@ func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Nod
 		return ""
 	}
 	for _, n := range v.Nodes {
-		if n != me && n.Alive && n.Gate == "" && ad.Nodes.Match(n.Labels) && cannot(n) == "" && v.hasPeer(n, ad) {
+		if n != me && n.Alive && n.Gate == "" && ad.Nodes.Match(n.Labels) && cannot(n) == "" &&
+			slices.ContainsFunc(v.Config.Peers, func(p config.Peer) bool { return n.sends(ad, &p) }) {
 			return me.Gate
 		}
 	}
 	return ""
 }
 
-// hasPeer says whether a node has sessions that an advertisement is for.
-func (v *View) hasPeer(n *Node, ad *config.BGPAdvertisement) bool {
-	return slices.ContainsFunc(v.Config.Peers, func(p config.Peer) bool { return ad.Peers.Has(p.Name) && p.Nodes.Match(n.Labels) })
+// sends says whether a node announces to a peer what an advertisement announces.
+func (n *Node) sends(ad *config.BGPAdvertisement, to *config.Peer) bool {
+	return ad.Peers.Has(to.Name) && to.Nodes.Match(n.Labels)
 }
 
 // lastChoice are the attributes of a draining node's routes: routers use them only where there are no others.
@@ -160,7 +161,7 @@ func (v *View) export(to map[peerPrefix]route.Attrs, me *Node, ad *config.BGPAdv
 	found := false
 	for i := range v.Config.Peers {
 		peer := &v.Config.Peers[i]
-		if !ad.Peers.Has(peer.Name) || !peer.Nodes.Match(me.Labels) {
+		if !me.sends(ad, peer) {
 			continue
 		}
 		found = true
