@@ -2,7 +2,7 @@
 // everything that users wrote. It is the only writer of Service status and of the status of configuration objects, but
 // for what speakers say of themselves; of several replicas the one that holds a lease writes.
 //
-// What is decided is in the pure packages controller/ipam and speaker/announce; this one reads objects, asks them, and
+// What is decided is in the pure packages controller/ipam and internal/announce; this one reads objects, asks them, and
 // writes the answers.
 package main
 

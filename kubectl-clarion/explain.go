@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/verdict"
-	"github.com/clarionlb/clarion/speaker/announce"
 )
 
 // writeExplanation says why a Service is or is not reachable: the answer first, then what it rests on.

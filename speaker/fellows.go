@@ -16,8 +16,8 @@ import (
 	"sync/atomic"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/snapshot"
-	"github.com/clarionlb/clarion/speaker/announce"
 	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
 )

@@ -18,7 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/speaker/route"
+	"github.com/clarionlb/clarion/internal/route"
 )
 
 // Objects are the configuration objects as the API server has them, in any order.

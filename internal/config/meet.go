@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/speaker/route"
+	"github.com/clarionlb/clarion/internal/route"
 )
 
 // Meetings says of every BGPAdvertisement which others may announce the same prefixes to the same peers with other

@@ -19,9 +19,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/pool"
-	"github.com/clarionlb/clarion/speaker/announce"
 )
 
 // Snapshot is what is known of the cluster. It must be locked while its methods, other than Watch, or what they returned

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
-	"github.com/clarionlb/clarion/speaker/announce"
 )
 
 // Reasons of verdicts, which are those of the condition Announced.

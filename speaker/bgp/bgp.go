@@ -19,8 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 // DefaultHoldTime is the hold time to use where none is configured.

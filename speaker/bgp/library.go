@@ -17,7 +17,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 	"github.com/osrg/gobgp/v4/pkg/server"
 
-	"github.com/clarionlb/clarion/speaker/route"
+	"github.com/clarionlb/clarion/internal/route"
 )
 
 // libraryGlobals guards variables of the library's packages that StartBgp writes, always with the same values, and that

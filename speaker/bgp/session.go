@@ -18,8 +18,8 @@ import (
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 const (

@@ -21,8 +21,8 @@ import (
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 // router is a peer on the loopback interface that does what the test says.

@@ -24,9 +24,9 @@ import (
 	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 // The benchmarks print figures that README and issues speak of: go test -run '^$' -bench . -benchtime 1x ./test/interop

@@ -9,9 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 // bird starts BIRD with a BGP protocol "node" made of the lines of session, and the families of channels.

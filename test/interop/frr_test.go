@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bgp"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 const (

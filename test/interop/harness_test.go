@@ -23,9 +23,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
-	"github.com/clarionlb/clarion/speaker/route"
 )
 
 // TestMain runs the tests in network and mount namespaces of their own: the process is the node, and everything that

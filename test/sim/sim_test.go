@@ -1,5 +1,5 @@
 // Package sim plays the decisions about layer 2 through thousands of failures with a virtual clock: the plan of
-// speaker/announce as it is, a group of speakers whose views of each other lag and err, and a local network on which
+// internal/announce as it is, a group of speakers whose views of each other lag and err, and a local network on which
 // owners announce, yield and defend. It judges what clients would see: one station that answers for each address.
 package sim
 

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
-	"github.com/clarionlb/clarion/speaker/announce"
 )
 
 // world is a cluster on a local network.

@@ -20,7 +20,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
-	"github.com/clarionlb/clarion/speaker/route"
+	"github.com/clarionlb/clarion/internal/route"
 )
 
 var update = flag.Bool("update", false, "rewrite the wanted output in testdata")

@@ -9,7 +9,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
-	"github.com/clarionlb/clarion/speaker/route"
+	"github.com/clarionlb/clarion/internal/route"
 )
 
 // Export is a prefix that a node announces to a peer.
