@@ -146,7 +146,7 @@ func (r *reconciler) peer(p *config.Peer, password string) bgp.Peer {
 		}
 	}
 	if b := p.BFD; b != nil {
-		out.BFD = bfd.Profile{Receive: b.Receive, Transmit: b.Transmit, Multiplier: b.Multiplier, Passive: b.Passive, MinTTL: b.MinimumTTL}
+		out.BFD = bfd.Profile{Receive: b.Receive, Transmit: b.Transmit, Multiplier: b.Multiplier, Passive: b.Passive, MinTTL: b.MinimumTTL, Echo: b.Echo}
 	}
 	if !out.RouterID.IsValid() {
 		out.RouterID = routerID(r.node, r.snapshot.Node(r.node).Addresses)

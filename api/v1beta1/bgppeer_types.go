@@ -269,12 +269,15 @@ type BFDProfileSpec struct {
 	// +optional
 	DetectMultiplier *int32 `json:"detectMultiplier,omitempty"`
 
-	// echoMode asks for the echo function (RFC 5880 section 6.4). Clarion does not send echo packets; a profile that
-	// asks for them works without, and says so in its Ready condition.
+	// echoMode switches on the echo function (RFC 5880 section 6.4): this side sends packets that the peer forwards back to
+	// it, and tells the peer that it does the same for its packets. Only sessions over one hop of IPv4 have it; others with
+	// the same profile work without. The peer, and this node, must forward IPv4; if nothing comes back, the session says so
+	// and relies on control packets.
 	// +optional
 	EchoMode *bool `json:"echoMode,omitempty"`
 
-	// echoInterval is the shortest time between echo packets, in milliseconds, 10 to 60000. See echoMode.
+	// echoInterval is the shortest time between echo packets, in milliseconds, 10 to 60000: those that are sent, and those
+	// that this side is ready to send back. The path counts as down when detectMultiplier of them have not come back.
 	// +kubebuilder:default=50
 	// +kubebuilder:validation:Minimum=10
 	// +kubebuilder:validation:Maximum=60000

@@ -61,7 +61,6 @@ const (
 	ReasonProfileNotFound = "BFDProfileNotFound"
 	ReasonUnknownName     = "UnknownCommunity"
 	ReasonDuplicateName   = "DuplicateCommunity"
-	ReasonUnsupported     = "Unsupported"
 	// ReasonAdvice is that of what is used as written, and could be written better.
 	ReasonAdvice = "Advice"
 )
@@ -157,6 +156,7 @@ type BFDProfile struct {
 	Multiplier        uint8
 	Passive           bool
 	MinimumTTL        uint8
+	Echo              time.Duration // 0: no echo function
 }
 
 // Defaults of BGPPeer fields that have none in the API.
@@ -335,16 +335,16 @@ func (p *parser) community(c *v1beta1.Community) {
 }
 
 func (p *parser) profile(b *v1beta1.BFDProfile) {
-	o := object{p: p, kind: "BFDProfile", name: b.Name}
-	if deref(b.Spec.EchoMode, false) {
-		o.problem(ReasonUnsupported, "spec.echoMode: echo packets are not sent; sessions work without them")
-	}
 	ms := func(v *int32) time.Duration { return time.Duration(deref(v, 300)) * time.Millisecond }
-	p.profiles[b.Name] = &BFDProfile{
+	out := &BFDProfile{
 		Receive: ms(b.Spec.ReceiveInterval), Transmit: ms(b.Spec.TransmitInterval),
 		Multiplier: uint8(deref(b.Spec.DetectMultiplier, 3)), Passive: deref(b.Spec.PassiveMode, false),
 		MinimumTTL: uint8(deref(b.Spec.MinimumTTL, 254)),
 	}
+	if deref(b.Spec.EchoMode, false) {
+		out.Echo = time.Duration(deref(b.Spec.EchoInterval, 50)) * time.Millisecond
+	}
+	p.profiles[b.Name] = out
 }
 
 func deref[T any](p *T, def T) T {
@@ -390,6 +390,8 @@ func (p *parser) peer(b *v1beta1.BGPPeer) {
 	if s.BFDProfile != "" {
 		if peer.BFD = p.profiles[s.BFDProfile]; peer.BFD == nil {
 			o.problem(ReasonProfileNotFound, "spec.bfdProfile: there is no BFDProfile %q; the session runs without BFD until there is", s.BFDProfile)
+		} else if peer.BFD.Echo > 0 && (peer.MultiHop || peer.Address.Is6()) {
+			o.problem(ReasonAdvice, "spec.bfdProfile: BFDProfile %q has echoMode, which only sessions over one hop of IPv4 have; this one runs without", s.BFDProfile)
 		}
 	}
 	if h, k := peer.HoldTime, peer.Keepalive; h != nil && k != nil && *h > 0 && *k > *h/3 {

@@ -40,6 +40,7 @@ func objects() Objects {
 		BGPPeers: []*v1beta1.BGPPeer{
 			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.1", BFDProfile: "fast"}}, "tor1"),
 			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.1", BFDProfile: "slow"}}, "nobfd"),
+			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "2001:db8::1", BFDProfile: "echo"}}, "echo6"),
 			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "router"}}, "bad"),
 			named(&v1beta1.BGPPeer{Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.3",
 				HoldTime: &metav1.Duration{Duration: 9 * time.Second}, KeepaliveTime: &metav1.Duration{Duration: 4 * time.Second}}}, "tight"),
@@ -79,8 +80,8 @@ func TestOneBadObjectDisablesItselfOnly(t *testing.T) {
 	}
 	want := `Community/b DuplicateCommunity disabled=false: spec.communities[0].name: "blue" is defined as large:1:2:3 by another Community object, which is used; remove one of them
 Community/b Invalid disabled=false: spec.communities[1].value: community "1:x": "x" is not a number between 0 and 65535
-BFDProfile/echo Unsupported disabled=false: spec.echoMode: echo packets are not sent; sessions work without them
 BGPPeer/bad Invalid disabled=true: spec.peerAddress: "router" is not an IP address; speakers that knew its last usable form keep it until they restart
+BGPPeer/echo6 Advice disabled=false: spec.bfdProfile: BFDProfile "echo" has echoMode, which only sessions over one hop of IPv4 have; this one runs without
 BGPPeer/nobfd BFDProfileNotFound disabled=false: spec.bfdProfile: there is no BFDProfile "slow"; the session runs without BFD until there is
 BGPPeer/tight Advice disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive can end the session; at most 3s is advised
 L2Advertisement/bad Invalid disabled=true: spec.nodeSelectors[0]: "Sometimes" is not a valid label selector operator
@@ -103,10 +104,10 @@ BGPAdvertisement/half PeerNotFound disabled=false: spec.peers: there is no BGPPe
 	for _, p := range cfg.Peers {
 		fmt.Fprintf(&used, "peer %s bfd=%v\n", p.Name, p.BFD != nil)
 	}
-	if want := "l2 good\nl2 half\nl2 twice\nbgp good [64500:1 65535:65281 large:1:2:3]\nbgp half []\npeer nobfd bfd=false\npeer tight bfd=false\npeer tor1 bfd=true\n"; used.String() != want {
+	if want := "l2 good\nl2 half\nl2 twice\nbgp good [64500:1 65535:65281 large:1:2:3]\nbgp half []\npeer echo6 bfd=true\npeer nobfd bfd=false\npeer tight bfd=false\npeer tor1 bfd=true\n"; used.String() != want {
 		t.Errorf("used:\n%s\nwant:\n%s", used.String(), want)
 	}
-	if tor1 := cfg.Peers[2]; tor1.BFD.Transmit != 50*time.Millisecond || tor1.BFD.Receive != 300*time.Millisecond || tor1.Port != 179 || tor1.MaxPrefixes != 100_000 {
+	if tor1 := cfg.Peers[3]; tor1.BFD.Transmit != 50*time.Millisecond || tor1.BFD.Receive != 300*time.Millisecond || tor1.Port != 179 || tor1.MaxPrefixes != 100_000 {
 		t.Errorf("defaults: %+v, BFD %+v", tor1, tor1.BFD)
 	}
 }

@@ -1,9 +1,9 @@
-// Package bfd runs Bidirectional Forwarding Detection sessions: RFC 5880 in asynchronous mode without authentication
-// and without the echo function, over RFC 5881 (one hop, UDP port 3784) and RFC 5883 (several hops, port 4784), for
+// Package bfd runs Bidirectional Forwarding Detection sessions: RFC 5880 in asynchronous mode without authentication,
+// with the echo function over one hop of IPv4, over RFC 5881 (one hop, UDP port 3784) and RFC 5883 (several hops, port 4784), for
 // IPv4 and IPv6. It tells its clients within the detection time when a peer, or the path to it, has died.
 //
 // It knows neither BGP nor Kubernetes. fsm.go decides and does no I/O, packet.go is the codec, engine.go holds the
-// sessions and their timers, socket.go is the network.
+// sessions and their timers, socket.go and echo.go are the network.
 package bfd
 
 import (
@@ -38,6 +38,9 @@ type Profile struct {
 	// MinTTL is the lowest TTL that packets of a Multihop session may arrive with, 1 to 255. 0 means 254. Packets of
 	// other sessions must arrive with 255 (RFC 5881 section 5).
 	MinTTL uint8
+	// Echo is the shortest time between echo packets, both those that this side sends and those that it is ready to send
+	// back, 10 ms to 60 s; 0 switches the echo function off. Only sessions over one hop of IPv4 have it; see echo.go.
+	Echo time.Duration
 }
 
 // Session is a session that a client wants.
@@ -55,6 +58,9 @@ func (p Profile) Validate() error {
 		if v.d < 10*time.Millisecond || v.d > time.Minute {
 			return fmt.Errorf("bfd: %s %s is not between 10ms and 1m", v.name, v.d)
 		}
+	}
+	if p.Echo != 0 && (p.Echo < 10*time.Millisecond || p.Echo > time.Minute) {
+		return fmt.Errorf("bfd: echo interval %s is not between 10ms and 1m", p.Echo)
 	}
 	if p.Multiplier < 2 {
 		return fmt.Errorf("bfd: detect multiplier %d is not between 2 and 255", p.Multiplier)
@@ -84,6 +90,7 @@ type Diag uint8
 const (
 	DiagNone             Diag = 0
 	DiagTimeExpired      Diag = 1
+	DiagEchoFailed       Diag = 2
 	DiagNeighborDown     Diag = 3
 	DiagAdministratively Diag = 7
 )
@@ -112,8 +119,11 @@ type Status struct {
 	// Transmit is the time between our packets before jitter, Detection the time without a packet after which the peer
 	// is down; both as negotiated now. Detection is 0 before the first packet of the peer.
 	Transmit, Detection time.Duration
+	// Echo is the time between echo packets as negotiated now, 0 when none are sent; Echoes says that they come back.
+	Echo   time.Duration
+	Echoes bool
 	// Ups and Downs count the changes to and from Up.
 	Ups, Downs uint64
-	// Problem is why packets cannot be sent, "" if they can.
+	// Problem is why packets, or echo packets, cannot be sent or do not come back, "" if all is well.
 	Problem string
 }

@@ -21,18 +21,21 @@ type Config struct {
 
 // Runner runs sessions for its clients.
 type Runner struct {
-	log     *slog.Logger
-	open    func(endpoint, *inbox) (socket, error)
-	changed chan struct{} // what clients want has changed
-	inbox   *inbox
+	log      *slog.Logger
+	open     func(endpoint, *inbox) (socket, error)
+	openEcho func(*inbox) (echoSocket, error)
+	changed  chan struct{} // what clients want has changed
+	inbox    *inbox
 
-	mu       sync.Mutex
-	clients  []*Client
-	sessions map[Peer]*session
-	byMine   map[uint32]*session
-	timers   timers
-	sockets  map[endpoint]socket
-	problems map[endpoint]string // why a socket cannot be opened
+	mu          sync.Mutex
+	clients     []*Client
+	sessions    map[Peer]*session
+	byMine      map[uint32]*session
+	timers      timers
+	sockets     map[endpoint]socket
+	echoes      echoSocket          // nil while no session has the echo function, or it cannot be opened
+	echoProblem string              // why it cannot
+	problems    map[endpoint]string // why a socket cannot be opened
 }
 
 // Client is a user of a Runner.
@@ -62,6 +65,7 @@ type socket interface {
 // received is a packet from the network.
 type received struct {
 	endpoint
+	echo     bool // an echo packet that came back; data is its payload
 	from, to netip.Addr
 	ttl      uint8
 	data     [packetLen]byte
@@ -77,6 +81,7 @@ type session struct {
 	problem    string
 	sent       time.Time // the last packet, zero for none
 	next       time.Time // when to send the next packet, zero for never
+	echo       echo
 	leaving    time.Time // nobody wants it any more; when it may be forgotten
 	at         time.Time // when it needs attention, in timers
 	index      int       // in timers, -1 when it needs none
@@ -85,7 +90,7 @@ type session struct {
 // New is a Runner without sessions. It does nothing before Run.
 func New(c Config) *Runner {
 	return &Runner{
-		log: c.Log, open: listen, changed: make(chan struct{}, 1), inbox: newInbox(),
+		log: c.Log, open: listen, openEcho: listenEcho, changed: make(chan struct{}, 1), inbox: newInbox(),
 		sessions: map[Peer]*session{}, byMine: map[uint32]*session{},
 		sockets: map[endpoint]socket{}, problems: map[endpoint]string{},
 	}
@@ -138,6 +143,10 @@ func (s *session) status() Status {
 	st := Status{
 		Peer: s.Peer, State: s.state, Was: s.was, Since: s.since, Diag: s.diag, RemoteDiag: s.remoteDiag, RemoteState: s.remoteState,
 		Transmit: s.interval(), Detection: s.detection(), Ups: s.ups, Downs: s.downs, Problem: s.problem,
+		Echo: s.echoInterval(), Echoes: !s.echoed.IsZero(),
+	}
+	if st.Echo > 0 {
+		st.Problem = cmp.Or(st.Problem, s.echo.problem(st.Echoes, s.profile.Multiplier))
 	}
 	if s.heard.IsZero() {
 		st.RemoteState = Down
@@ -161,6 +170,10 @@ func (r *Runner) Run(ctx context.Context) error {
 				s.close()
 			}
 			clear(r.sockets)
+			if r.echoes != nil {
+				r.echoes.close()
+				r.echoes = nil
+			}
 			return nil
 		case <-r.changed:
 			r.work((*Runner).sync)
@@ -228,9 +241,12 @@ func (r *Runner) sync() []change {
 		}
 	}
 	for peer, profile := range want {
+		if !peer.canEcho() {
+			profile.Echo = 0
+		}
 		s := r.sessions[peer]
 		if s == nil {
-			s = &session{Peer: peer, machine: newMachine(profile, r.discriminator()), since: now, index: -1}
+			s = &session{Peer: peer, machine: newMachine(profile, r.discriminator()), since: now, index: -1, echo: newEcho()}
 			r.sessions[peer], r.byMine[s.mine] = s, s
 			r.log.Debug("BFD session is wanted", "peer", peer.Remote, "local", peer.Local)
 		} else if s.profile != profile || !s.leaving.IsZero() {
@@ -291,6 +307,7 @@ func (r *Runner) reopen() []change {
 			delete(r.sockets, e)
 		}
 	}
+	r.reopenEcho()
 	return nil
 }
 
@@ -299,6 +316,10 @@ func (r *Runner) receive() []change {
 	now := time.Now()
 	var changes []change
 	for _, in := range r.inbox.take() {
+		if in.echo {
+			r.echoCameBack(in, now)
+			continue
+		}
 		p, err := parse(in.data[:])
 		if err != nil {
 			r.log.Debug("BFD packet dropped", "from", in.from, "reason", err)
@@ -391,6 +412,7 @@ func (r *Runner) expire() []change {
 				}
 			}
 		}
+		changes = append(changes, r.expireEcho(s, now)...)
 		if !s.next.IsZero() && !s.next.After(now) {
 			r.transmit(s, s.packet(), now)
 			s.next = time.Time{}
@@ -409,8 +431,9 @@ func (r *Runner) schedule(s *session, now time.Time) {
 	} else if s.next.IsZero() || s.next.Before(s.sent) || s.next.After(s.sent.Add(i)) { // just sent, or the interval has become shorter
 		s.next = s.sent.Add(wait)
 	}
+	s.echo.schedule(s.echoInterval(), s.profile.Multiplier, now)
 	at := s.next
-	for _, t := range []time.Time{s.leaving, s.heard.Add(s.detection())} {
+	for _, t := range []time.Time{s.leaving, s.heard.Add(s.detection()), s.echo.next, s.echoed.Add(s.echoDetection())} {
 		if !t.IsZero() && (at.IsZero() || t.Before(at)) {
 			at = t
 		}

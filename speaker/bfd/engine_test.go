@@ -23,6 +23,10 @@ type network struct {
 	lose    func(from, to netip.Addr) bool  // nil for no loss
 	watch   func(from netip.Addr, p packet) // nil
 	ttl     uint8
+	echoes  int  // that were sent
+	deaf    bool // no echo packet comes back
+	forge   bool // what comes back is not what was sent
+	moves   bool // a peer's hardware address is always another when it is looked up again
 }
 
 func newNetwork(seed uint64) *network {
@@ -72,6 +76,38 @@ func (s *fakeSocket) send(b []byte, local, remote netip.Addr) error {
 	}
 	return nil
 }
+
+// fakeEcho is a Runner's socket for echo packets, which the network sends back.
+type fakeEcho struct {
+	net  *network
+	addr netip.Addr
+	box  *inbox
+}
+
+func (s *fakeEcho) send(peer Peer, payload [packetLen]byte, _ time.Time) error {
+	n := s.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.echoes++
+	if n.cut || n.deaf || n.lose != nil && n.lose(s.addr, peer.Remote) {
+		return nil
+	}
+	in := received{echo: true, ttl: echoTTL - 1, data: payload}
+	if n.forge {
+		in.data[packetLen-9]++
+	}
+	n.sockets[s.addr].put(in)
+	return nil
+}
+
+func (s *fakeEcho) moved(Peer) bool {
+	s.net.mu.Lock()
+	defer s.net.mu.Unlock()
+	return s.net.moves
+}
+
+func (s *fakeEcho) drain() {}
+func (s *fakeEcho) close() {}
 
 // deliver hands over a packet. n.mu is held.
 func (n *network) deliver(to netip.Addr, in received) {
@@ -126,6 +162,7 @@ func (n *network) start(t *testing.T, addr netip.Addr) *end {
 		n.mu.Unlock()
 		return s, nil
 	}
+	r.openEcho = func(box *inbox) (echoSocket, error) { return &fakeEcho{n, addr, box}, nil }
 	e.client = r.Client(func(st Status) {
 		e.mu.Lock()
 		defer e.mu.Unlock()

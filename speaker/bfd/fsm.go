@@ -46,13 +46,15 @@ type machine struct {
 	remoteMinRx        time.Duration
 	remoteTx           time.Duration // the peer's desired interval
 	remoteMultiplier   uint8
+	remoteMinEchoRx    time.Duration // the shortest time between echo packets that the peer sends back, 0: it sends none back
 
 	// What is sent as ours. While a poll sequence is under way in a session that is Up, txHeld or rxHeld, if not 0, is
 	// in effect in their place (section 6.8.3).
 	desiredTx, requiredRx time.Duration
 	txHeld, rxHeld        time.Duration
 
-	heard time.Time // the last packet, zero if there was none or the detection time has passed since
+	heard  time.Time // the last packet, zero if there was none or the detection time has passed since
+	echoed time.Time // the last echo packet that came back since the session is Up, zero if none has
 }
 
 func newMachine(p Profile, discriminator uint32) *machine {
@@ -99,7 +101,7 @@ func (m *machine) enter(s State, why Diag) {
 	if s == Up {
 		m.diag = DiagNone
 	}
-	m.state = s
+	m.state, m.echoed = s, time.Time{}
 	if s != Up {
 		m.poll = false
 	}
@@ -108,9 +110,9 @@ func (m *machine) enter(s State, why Diag) {
 
 // receive takes in a packet of the session and says whether to answer at once, with answer as the packet (section
 // 6.8.6).
-func (m *machine) receive(p packet, now time.Time) (answer packet, now2 bool) {
+func (m *machine) receive(p packet, now time.Time) (answer packet, atOnce bool) {
 	m.yours, m.remoteState, m.remoteDiag, m.remoteDemand = p.mine, p.state, p.diag, p.demand
-	m.remoteMinRx, m.remoteTx, m.remoteMultiplier = p.requiredRx, p.desiredTx, p.multiplier
+	m.remoteMinRx, m.remoteTx, m.remoteMultiplier, m.remoteMinEchoRx = p.requiredRx, p.desiredTx, p.multiplier, p.requiredEchoRx
 	m.heard = now
 	if p.final && m.poll {
 		m.poll, m.txHeld, m.rxHeld = false, 0, 0
@@ -148,7 +150,7 @@ func (m *machine) expire() bool {
 func (m *machine) packet() packet {
 	return packet{
 		diag: m.diag, state: m.state, poll: m.poll, multiplier: m.profile.Multiplier,
-		mine: m.mine, yours: m.yours, desiredTx: m.desiredTx, requiredRx: m.requiredRx,
+		mine: m.mine, yours: m.yours, desiredTx: m.desiredTx, requiredRx: m.requiredRx, requiredEchoRx: m.profile.Echo,
 	}
 }
 
@@ -177,6 +179,32 @@ func (m *machine) detection() time.Duration {
 		rx = m.rxHeld
 	}
 	return time.Duration(m.remoteMultiplier) * max(rx, m.remoteTx)
+}
+
+// echoInterval is the time between our echo packets before jitter, 0 if none are to be sent (section 6.8.9).
+func (m *machine) echoInterval() time.Duration {
+	if m.profile.Echo == 0 || m.state != Up || m.remoteMinEchoRx == 0 {
+		return 0
+	}
+	return max(m.profile.Echo, m.remoteMinEchoRx)
+}
+
+// echoDetection is the time without an echo packet that came back after which the path counts as down (section 6.8.5),
+// 0 before the first one: a peer that sends none back, because it does not forward, must not make the session flap.
+func (m *machine) echoDetection() time.Duration {
+	if m.echoed.IsZero() {
+		return 0
+	}
+	return time.Duration(m.profile.Multiplier) * m.echoInterval()
+}
+
+// expireEcho notes that no echo packet has come back in time (section 6.8.5), and says whether the state has changed.
+func (m *machine) expireEcho() bool {
+	if m.state != Up {
+		return false
+	}
+	m.enter(Down, DiagEchoFailed)
+	return true
 }
 
 // jitter shortens an interval to between 75 and 100 % of it, with r from 0 to below 1; with a multiplier of 1 to 90 % at

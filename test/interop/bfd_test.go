@@ -85,6 +85,40 @@ func TestBFDWithFRR(t *testing.T) {
 	}
 }
 
+// Both sides send echo packets that the other's kernel sends back, while control packets are rare; a path that loses
+// packets of one direction of forwarding only is found by them.
+func TestBFDEchoWithFRR(t *testing.T) {
+	r := newRouter(t)
+	sh(t, "sysctl -qw net.ipv4.ip_forward=1")
+	r.frr(external4 + " neighbor {node4} bfd\n neighbor {node4} bfd profile fast\n")
+	r.vtysh("conf t", "bfd", "profile fast", "detect-multiplier 3", "receive-interval 1000", "transmit-interval 1000", "echo-mode", "echo transmit-interval 50", "echo receive-interval 50")
+	n := newNode(t, bgp.Config{})
+	n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) {
+		p.BFD = bfd.Profile{Receive: time.Second, Transmit: time.Second, Multiplier: 3, Echo: 50 * time.Millisecond}
+	}, routes("203.0.113.1/32")...)})
+	n.established(r.ns, 5*time.Second)
+	r.eventually(15*time.Second, "BFD is up on both sides", func() bool { return bfdUp(n, r) })
+	counted := func(name string) (n int) {
+		_, _ = fmt.Sscan(fmt.Sprint(at(r.json("show bfd peers counters json"), 0, name)), &n)
+		return n
+	}
+	r.eventually(10*time.Second, "echo packets of both sides come back", func() bool {
+		return n.status(r.ns).BFD.Echoes && counted("echo-packet-input") > 20
+	})
+	r.eventually(5*time.Second, "the timers are agreed on", func() bool { return n.status(r.ns).BFD.Detection == 3*time.Second })
+	if s := n.status(r.ns).BFD; s.Echo != 50*time.Millisecond || s.Problem != "" || s.Downs != 0 {
+		t.Errorf("%+v", s)
+	}
+	sh(t, "ip netns exec %s sysctl -qw net.ipv4.ip_forward=0", r.ns) // the router's forwarding dies, its BFD does not notice
+	r.eventually(3*time.Second, "the session has been down", func() bool { return n.status(r.ns).BFD.Downs > 0 })
+	if s := n.status(r.ns); !strings.Contains(s.LastError, "BFD: echo function failed") {
+		t.Errorf("last error %q", s.LastError)
+	}
+	sh(t, "ip netns exec %s sysctl -qw net.ipv4.ip_forward=1", r.ns)
+	n.established(r.ns, 15*time.Second)
+	r.eventually(15*time.Second, "echo packets come back again", func() bool { return bfdUp(n, r) && n.status(r.ns).BFD.Echoes })
+}
+
 // A dead path is noticed by both sides in the detection time, and everything is back soon after the path is.
 func TestBFDDetects(t *testing.T) {
 	r := newRouter(t)
