@@ -59,7 +59,7 @@ type conditions struct {
 func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, n *counters, log *slog.Logger) error {
 	c := &conditions{
 		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, counters: n, events: mgr.GetEventRecorder("clarion-controller"), log: log,
-		snapshot: snapshot.New(defaultClass), wake: make(chan struct{}, 1),
+		snapshot: snapshot.New(snapshot.Options{}), wake: make(chan struct{}, 1),
 		speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, pending: map[string]bool{}, warned: map[string]bool{},
 	}
 	ctx := context.Background() // informers run until the manager's cache ends
@@ -214,9 +214,11 @@ func (c *conditions) changes(ctx context.Context) ([]change, error) {
 	c.snapshot.Lock()
 	defer c.snapshot.Unlock()
 	dirty := c.snapshot.Changes()
-	if dirty.All { // perhaps a node is lost, or found again
+	if dirty.All || len(dirty.Nodes) > 0 { // perhaps a node is lost, or found again
 		c.snapshot.Speakers(c.speakers)
-		dirty.Services = append(dirty.Services, c.snapshot.Changes().Services...)
+		c.snapshot.MarkAll()
+		more := c.snapshot.Changes()
+		dirty.All, dirty.Services = true, append(dirty.Services, more.Services...)
 	}
 	for _, key := range dirty.Services {
 		c.services[key] = true
@@ -233,7 +235,7 @@ func (c *conditions) changes(ctx context.Context) ([]change, error) {
 	if len(keys) == 0 {
 		return out, nil
 	}
-	judge := verdict.New(c.snapshot.View(), c.snapshot.Layer2, c.speakers, time.Now())
+	judge := verdict.New(c.snapshot.View(), c.speakers, time.Now())
 	for key := range keys {
 		ch, err := c.service(ctx, key, judge)
 		if err != nil { // all of them are looked at again

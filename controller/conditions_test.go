@@ -114,7 +114,7 @@ func (s statusStore) Patch(_ context.Context, o client.Object, _ client.Patch, _
 // newConditions is a writer of conditions beside a store, which leads as long as holds says so.
 func newConditions(s *store, holds func() bool) *conditions {
 	c := &conditions{
-		client: s, holds: holds, events: events.NewFakeRecorder(100000), log: slog.New(slog.DiscardHandler), snapshot: snapshot.New(true),
+		client: s, holds: holds, events: events.NewFakeRecorder(100000), log: slog.New(slog.DiscardHandler), snapshot: snapshot.New(snapshot.Options{}),
 		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, pending: map[string]bool{}, warned: map[string]bool{},
 	}
 	if _, err := c.snapshot.Watch(context.Background(), s.informers, c.log, c.poke); err != nil {

@@ -75,7 +75,7 @@ func (c *cluster) address(addr netip.Addr, kind v1beta1.AddressType) *address {
 	a := &address{addr: addr, kind: kind, Verdict: c.judge.Of(addr, c.snap.ClaimsOn(addr))}
 	if kind == v1beta1.AddressLoadBalancerIP {
 		a.pool = c.snap.View().PoolOf(addr)
-		a.layer2 = c.snap.Layer2().Explain(addr)
+		a.layer2 = c.snap.View().ExplainLayer2(addr, c.snap.ClaimsOn(addr))
 	}
 	return a
 }
@@ -178,8 +178,6 @@ func (a *address) write(w io.Writer) error {
 				add("           %s cannot: %s", n.Node, n.Why)
 			case n.Gate != "":
 				add("           %s can if nobody else can: %s", n.Node, n.Gate)
-			case n.Full != "":
-				add("           %s can take over: %s", n.Node, n.Full)
 			default:
 				add("           %s can take over", n.Node)
 			}

@@ -52,7 +52,7 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 		return nil, err
 	}
 	o := once{reader: r, scheme: scheme, items: map[string][]runtime.Object{}, hidden: map[string]error{}}
-	c := &cluster{snap: snapshot.New(true), services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden}
+	c := &cluster{snap: snapshot.New(snapshot.Options{}), services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden}
 	if _, err := c.snap.Watch(ctx, o, slog.New(slog.DiscardHandler), func() {}); err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 	defer c.snap.Unlock()
 	c.snap.Speakers(c.speakers)
 	c.snap.Changes()
-	c.judge = verdict.New(c.snap.View(), c.snap.Layer2, c.speakers, time.Now())
+	c.judge = verdict.New(c.snap.View(), c.speakers, time.Now())
 	return c, nil
 }
 

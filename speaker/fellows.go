@@ -27,7 +27,7 @@ import (
 type fellows struct {
 	config  members.Config // without Addr and Keys
 	log     *slog.Logger
-	changed func(map[string]snapshot.Fellow) // called with what the live speakers say of their nodes
+	changed func(map[string]snapshot.Member) // called with what the live speakers say of their nodes
 	joined  func()                           // called when the group is joined, or nobody else was found to be in it
 	met     func()                           // called when a station is known for a node that was not before
 	came    func()                           // called when a fellow is alive, and ready, that was not before
@@ -41,7 +41,7 @@ type fellows struct {
 	keys    [][]byte
 	others  map[string]netip.Addr // where the other speakers can be joined
 	meta    members.Meta
-	alive   map[string]snapshot.Fellow // as changed was told last
+	alive   map[string]snapshot.Member // as changed was told last
 }
 
 // proxyGate is why a node whose Service proxy is unhealthy should not attract traffic.
@@ -209,7 +209,7 @@ func (f *fellows) view() members.View {
 func (f *fellows) viewChanged() { f.take(f.view()) }
 
 func (f *fellows) take(view members.View) {
-	alive, came := map[string]snapshot.Fellow{}, false
+	alive, came := map[string]snapshot.Member{}, false
 	f.mu.Lock()
 	f.meet(func(known map[layer2.MAC]string) {
 		for _, m := range view.Members {
@@ -236,11 +236,11 @@ func (f *fellows) take(view members.View) {
 }
 
 // fellow is what a live speaker says of its node; false when it is not ready to announce yet.
-func fellow(m members.Member) (snapshot.Fellow, bool) {
+func fellow(m members.Member) (snapshot.Member, bool) {
 	if m.Unknown != "" {
-		return snapshot.Fellow{}, true // of another release: it announces, and its links are not known
+		return snapshot.Member{SessionUp: true}, true // of another release: it announces, and its links are not known
 	}
-	fe := snapshot.Fellow{Links: []announce.Link{}}
+	fe := snapshot.Member{Links: []announce.Link{}, SessionUp: true} // whether one is up is not told yet
 	if m.Meta.MoreLinks {
 		fe.Links = nil // not all are known, so none is
 	}

@@ -16,7 +16,7 @@ import (
 func TestFellowsThatCome(t *testing.T) {
 	came := 0
 	f := newFellows(members.Config{Name: "node1"}, slog.New(slog.DiscardHandler))
-	f.changed, f.joined, f.met, f.came = func(map[string]snapshot.Fellow) {}, func() {}, func() {}, func() { came++ }
+	f.changed, f.joined, f.met, f.came = func(map[string]snapshot.Member) {}, func() {}, func() {}, func() { came++ }
 	self := members.Member{Name: "node1", Meta: members.Meta{Ready: true}}
 	two := members.Member{Name: "node2", Meta: members.Meta{Ready: true, ProxyHealthy: true}}
 	for _, step := range []struct {

@@ -52,7 +52,7 @@ const (
 // options are the flags.
 type options struct {
 	node, namespace string
-	defaultClass    bool
+	ignoreExclude   bool
 	proxyHealthURL  string
 	drainTime       time.Duration
 	holddown        time.Duration
@@ -69,7 +69,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.node, "node-name", os.Getenv("NODE_NAME"), "name of this node (default $NODE_NAME)")
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Secrets (default $POD_NAMESPACE)")
-	flag.BoolVar(&o.defaultClass, "default-class", true, "announce Services of type LoadBalancer without a loadBalancerClass too; as for the controller")
+	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-label", false, "announce from nodes with the label node.kubernetes.io/exclude-from-external-load-balancers too; as for the controller")
 	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
@@ -190,7 +190,7 @@ const holddownMax = time.Minute
 
 // newSpeaker makes the parts, inert.
 func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, events events.EventRecorder, log *slog.Logger) *speaker {
-	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(o.defaultClass), bfd: bfd.New(bfd.Config{Log: log}), eventToUpdate: newEventToUpdate()}
+	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(snapshot.Options{IgnoreExcludeLabel: o.ignoreExclude}), bfd: bfd.New(bfd.Config{Log: log}), eventToUpdate: newEventToUpdate()}
 	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
 	s.reconciler.drainTime = o.drainTime
 	s.reconciler.acd = layer2.Probe{Count: o.acdProbes, Interval: layer2.DefaultProbe().Interval}
@@ -203,9 +203,9 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	}
 	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
 	s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
-	s.fellows.changed = func(alive map[string]snapshot.Fellow) {
+	s.fellows.changed = func(alive map[string]snapshot.Member) {
 		s.snapshot.Lock()
-		s.snapshot.Fellows(alive)
+		s.snapshot.Members(alive)
 		s.snapshot.Unlock()
 		s.reconciler.poke()
 		s.status.poke()

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,7 @@ type reconciler struct {
 	outside  []string           // the node's interfaces that packets from outside come in by, nil when not known yet
 	secrets  map[string]map[string][]byte
 	duties   map[netip.Addr]duty // what this node does on the local network
+	holders  map[netip.Addr]bool // in a step: the addresses that another speaker is heard to answer for; nil: not asked yet
 	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
 	exports  map[netip.Addr][]announce.Export
 	weights  map[netip.Addr]weight
@@ -55,9 +57,9 @@ type reconciler struct {
 	problems []config.Problem         // with configuration objects, on this node
 	keys     map[string]string        // the password of each peer's session
 
-	woken  atomic.Int64                                   // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
-	caused atomic.Int64                                   // when the event came that the routes were last changed for; 0: they have been sent
-	rights atomic.Pointer[map[netip.Addr]map[string]bool] // the nodes with a better right to what is owned
+	woken  atomic.Int64 // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
+	caused atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
+	better sync.Map     // of each of duties, the nodes with a better right ([]string)
 }
 
 func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Logger) *reconciler {
@@ -191,32 +193,42 @@ func (r *reconciler) step(now time.Time) {
 	first := s.View().Config == nil
 	changes := s.Changes()
 	r.note(changes.Addrs, first)
-	if changes.All {
+	me := changes.All || slices.Contains(changes.Nodes, r.node)
+	if me {
 		r.watchDraining(now)
-		r.decideRanges()
 	}
-	l2Changed, bgpChanged := changes.All, changes.All
-	for _, addr := range changes.Addrs {
+	routes := changes.Addrs
+	if me = me || len(changes.Nodes) > 0 && s.View().Nodes[r.node].Gate != ""; me { // whether a gate withdraws depends on the others
+		r.decideRanges()
+		if !changes.All {
+			routes = s.All()
+		}
+	}
+	r.holders = nil
+	l2Changed, bgpChanged := changes.All, me
+	for _, addr := range routes {
 		bgpChanged = r.decideBGP(addr, s.ClaimsOn(addr), now) || bgpChanged
 	}
 	if bgpChanged { // before layer 2 is decided, which takes a while where there are many addresses
 		r.caused.Store(event)
 		r.bgp.Set(r.sessions())
 	}
-	if onLAN := len(s.View().Config.L2) > 0 || len(r.duties) > 0; onLAN && (changes.All || len(changes.Addrs) > 0) {
-		l2Changed = r.decideLayer2() || l2Changed
+	for _, addr := range changes.Addrs {
+		l2Changed = r.decideLayer2(addr) || l2Changed
+	}
+	if len(changes.Nodes) > 0 { // who has a better right, and who of these is alive, may have changed
+		for addr := range r.duties {
+			l2Changed = r.decideLayer2(addr) || l2Changed
+		}
 	}
 	if (l2Changed || bgpChanged) && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays
 		r.guard.Set(r.guarded())
 	}
 	if l2Changed && r.joined {
 		want := make([]layer2.Address, 0, len(r.duties))
-		rights := make(map[netip.Addr]map[string]bool, len(r.duties))
-		for addr, p := range r.duties {
+		for _, p := range r.duties {
 			want = append(want, p.Address)
-			rights[addr] = p.before
 		}
-		r.rights.Store(&rights)
 		r.layer2.Set(want)
 	}
 	if l2Changed || bgpChanged {

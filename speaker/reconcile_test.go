@@ -92,7 +92,7 @@ func newWorld(t *testing.T) *world {
 	_ = clientgoscheme.AddToScheme(scheme)
 	_ = v1beta1.AddToScheme(scheme)
 	w := &world{t: t, have: map[string]client.Object{}, informers: &informertest.FakeInformers{Scheme: scheme}, sinks: &sinks{layer2: "never told", bgp: "never told"}}
-	snap := snapshot.New(true)
+	snap := snapshot.New(snapshot.Options{})
 	w.r = newReconciler("a", "clarion-system", snap, slog.New(slog.DiscardHandler))
 	w.r.layer2, w.r.bgp, w.r.guard, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, guardSink{w.sinks}, func() {}
 	w.r.setOutside([]string{"eth0"})
@@ -134,12 +134,12 @@ func (w *world) del(o client.Object) {
 }
 
 func (w *world) alive(names ...string) {
-	m := map[string]snapshot.Fellow{}
+	m := map[string]snapshot.Member{}
 	for _, n := range names {
-		m[n] = snapshot.Fellow{Links: []announce.Link{{Name: "eth0", Up: true}}}
+		m[n] = snapshot.Member{SessionUp: true, Links: []announce.Link{{Name: "eth0", Up: true}}}
 	}
 	w.r.snapshot.Lock()
-	w.r.snapshot.Fellows(m)
+	w.r.snapshot.Members(m)
 	w.r.snapshot.Unlock()
 	w.step()
 }
@@ -196,10 +196,14 @@ func peer(name, addr string, edit func(*v1beta1.BGPPeer)) *v1beta1.BGPPeer {
 	return p
 }
 
+func lanPool() *v1beta1.IPAddressPool {
+	return &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}}}
+}
+
 // The life of a Service as the sinks see it.
 func TestSinksGetTheWholeTruth(t *testing.T) {
 	w := newWorld(t)
-	lan := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}}}
+	lan := lanPool()
 	routed := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "routed"}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.0/24"}}}
 	w.set(lan, routed, svc("web", "192.0.2.1"), svc("api", "203.0.113.1"), endpoints("web", "a"), endpoints("api", "a", "b"),
 		&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "lan"}, Spec: v1beta1.L2AdvertisementSpec{IPAddressPools: []string{"lan"}, Interfaces: []string{"eth0"}}},
@@ -253,7 +257,7 @@ func TestSinksGetTheWholeTruth(t *testing.T) {
 func TestWithoutGuard(t *testing.T) {
 	w := newWorld(t)
 	w.r.guard = nil
-	w.set(node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+	w.set(lanPool(), node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
 		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
 	w.want("without guard", "never told", "tor as 192.0.2.11: 192.0.2.1/32")
 }
@@ -312,7 +316,7 @@ func TestSessionsOfBadPeers(t *testing.T) {
 // A fellow that this node takes for dead, but that has the better right, is yielded to when it is heard.
 func TestRights(t *testing.T) {
 	w := newWorld(t)
-	w.set(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), node("c"))
+	w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), node("c"))
 	w.r.setJoined()
 	better := 0
 	for i := range 60 {
@@ -343,7 +347,7 @@ func TestRights(t *testing.T) {
 func TestDrain(t *testing.T) {
 	w := newWorld(t)
 	w.r.drainTime = 30 * time.Second
-	w.set(node("a", "192.0.2.11"), node("b", "192.0.2.12"), svc("web", "192.0.2.1"), endpoints("web", "a", "b"), peer("tor", "192.0.2.254", nil),
+	w.set(lanPool(), node("a", "192.0.2.11"), node("b", "192.0.2.12"), svc("web", "192.0.2.1"), endpoints("web", "a", "b"), peer("tor", "192.0.2.254", nil),
 		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
 	w.alive("a", "b")
 	exports := func() string {
@@ -388,7 +392,7 @@ func TestDrain(t *testing.T) {
 // A weight that has just been sent is not changed again at once.
 func TestWeightsAreNotChangedTooOften(t *testing.T) {
 	w := newWorld(t)
-	w.set(node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+	w.set(lanPool(), node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
 		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: v1beta1.BGPAdvertisementSpec{Weighted: true}})
 	addr := netip.MustParseAddr("192.0.2.1")
 	sent := func(now time.Time, n int) float32 {
@@ -419,7 +423,7 @@ func TestWeightsAreNotChangedTooOften(t *testing.T) {
 func TestFlappingServiceIsHeldDown(t *testing.T) {
 	w := newWorld(t)
 	w.r.holddown = holddown.New[netip.Addr](time.Second, time.Minute)
-	w.set(node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+	w.set(lanPool(), node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
 		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
 	inf, _ := w.informers.FakeInformerFor(t.Context(), endpoints("web"))
 	now := w.now
@@ -449,7 +453,7 @@ func TestFlappingServiceIsHeldDown(t *testing.T) {
 func TestTakeover(t *testing.T) {
 	w := newWorld(t)
 	w.r.acd = layer2.DefaultProbe()
-	w.set(&v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), svc("web", "192.0.2.1"), endpoints("web", "a"))
+	w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), svc("web", "192.0.2.1"), endpoints("web", "a"))
 	w.r.setJoined()
 	w.alive("a", "b")
 	w.alive("b")
@@ -466,10 +470,10 @@ func TestTakeover(t *testing.T) {
 			w.alive("a", "b")
 			w.alive("a")
 			w.want("said to be dead, and not heard", addr+" probes {3 30ms}", "")
-			w.set(svc("web", "198.51.100.1"))
-			w.want("an address that nobody has announced before", "198.51.100.1 probes {3 200ms}", "")
-			w.set(svc("other", "198.51.100.2"))
-			w.want("another event does not cut the search short", "198.51.100.1 probes {3 200ms}", "")
+			w.set(svc("web", "192.0.2.201"))
+			w.want("an address that nobody has announced before", "192.0.2.201 probes {3 200ms}", "")
+			w.set(svc("other", "192.0.2.202"))
+			w.want("another event does not cut the search short", "192.0.2.201 probes {3 200ms}", "")
 			return
 		}
 	}

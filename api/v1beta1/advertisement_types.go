@@ -49,7 +49,24 @@ type L2AdvertisementSpec struct {
 	// +listType=set
 	// +optional
 	Interfaces []string `json:"interfaces,omitempty"`
+
+	// failback says what becomes of an address when a node comes that ranks before its owner: one that was down, or a new
+	// one. Always (the default): that node takes the address. Never: the owner keeps it for as long as it can serve it. Each
+	// move ends the established TCP connections. Never counts if one of the advertisements of an address says so.
+	// +optional
+	Failback Failback `json:"failback,omitempty"`
 }
+
+// Failback says whether an address goes back to a node that ranks before its owner.
+// +kubebuilder:validation:Enum=Always;Never
+type Failback string
+
+const (
+	// FailbackAlways has an address owned by the node that ranks first.
+	FailbackAlways Failback = "Always"
+	// FailbackNever leaves an address with its owner for as long as that can serve it.
+	FailbackNever Failback = "Never"
+)
 
 // PreferredNodeSelector adds weight to the rank of the nodes that preference matches.
 type PreferredNodeSelector struct {

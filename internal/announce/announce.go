@@ -3,9 +3,8 @@
 // equal views give equal decisions on every node, whatever the order of events. The reasons it returns beside a decision
 // are what conditions, events and the CLI show.
 //
-// A decision is made for one address, with all the Services that claim it, so that Services that share an address have
-// one owner. That about routes needs nothing else; owners on the local network are planned for all addresses together,
-// so that no node gets more than its share.
+// Each address is decided by itself, with all the Services that claim it, so that nothing that happens to one moves
+// another, and Services that share an address have one owner.
 package announce
 
 import (
@@ -13,23 +12,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/internal/config"
 )
-
-// View is what a node knows of the cluster, apart from the Services.
-type View struct {
-	// Config is the usable configuration.
-	Config *config.Config
-	// PoolOf names the pool of an address; "" when it is in none.
-	PoolOf func(netip.Addr) string
-	// Nodes are the cluster's nodes, by name.
-	Nodes map[string]*Node
-}
 
 // Node is what the decisions need to know of a node.
 type Node struct {
@@ -41,8 +28,10 @@ type Node struct {
 	// PodCIDRs of the node.
 	PodCIDRs []netip.Prefix
 
-	// Alive says that the node's speaker is a member of the group of speakers. The rest is what it told its fellows.
+	// Alive says that the node's speaker is a member of the group of speakers. The rest is what it told the others.
 	Alive bool
+	// SessionUp says that it has a BGP session that is up.
+	SessionUp bool
 	// Links are the interfaces it can announce on, nil when not known.
 	Links []Link
 	// Gate says why the node should not attract traffic while others can ("" if it may): its Service proxy is
@@ -62,13 +51,15 @@ type Link struct {
 	Excluded bool
 }
 
+// NotInPool is why an address that a Service's status has is announced by nobody: it is in no pool, so that Clarion has
+// not given it.
+const NotInPool = "it is in no IPAddressPool"
+
 // Service is what the decisions need to know of a Service.
 type Service struct {
 	// Namespace and Name identify it.
 	Namespace, Name string
 	Labels          labels.Set
-	// Created is when it was; see Plan.
-	Created time.Time
 	// LocalExternal and LocalInternal are its traffic policies (externalTrafficPolicy, internalTrafficPolicy: Local).
 	LocalExternal, LocalInternal bool
 	// Endpoints4 and Endpoints6 are its endpoints of each family.
@@ -116,16 +107,6 @@ func (c Claim) local() bool {
 		return c.Service.LocalInternal
 	}
 	return c.Service.LocalExternal
-}
-
-func ofType(claims []Claim, t v1beta1.AddressType) []Claim {
-	var out []Claim
-	for _, c := range claims {
-		if c.Type == t {
-			out = append(out, c)
-		}
-	}
-	return out
 }
 
 func sortedKeys[V any](m map[string]V) []string {

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/tools/txtar"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -129,7 +128,8 @@ func (c *testCase) fact(t *testing.T, line string, pools map[string]netip.Prefix
 		pools[words[1]] = netip.MustParsePrefix(words[2])
 	case "node":
 		_, dead := opts["dead"]
-		n := &Node{Name: words[1], Labels: labelSet(), Alive: !dead, Gate: opts["gate"], Excluded: opts["excluded"]}
+		_, down := opts["down"]
+		n := &Node{Name: words[1], Labels: labelSet(), Alive: !dead, SessionUp: !dead && !down, Gate: opts["gate"], Excluded: opts["excluded"]}
 		_, n.Draining = opts["draining"]
 		_, n.Drained = opts["drained"]
 		if l, ok := opts["links"]; ok {
@@ -141,9 +141,8 @@ func (c *testCase) fact(t *testing.T, line string, pools map[string]netip.Prefix
 		c.view.Nodes[n.Name] = n
 	case "service":
 		ns, name, _ := strings.Cut(words[1], "/")
-		created, _ := strconv.Atoi(opts["created"])
 		services[words[1]] = &Service{
-			Namespace: ns, Name: name, Labels: labelSet(), Created: time.Unix(int64(created), 0), LocalExternal: opts["external"] == "Local", LocalInternal: opts["internal"] == "Local",
+			Namespace: ns, Name: name, Labels: labelSet(), LocalExternal: opts["external"] == "Local", LocalInternal: opts["internal"] == "Local",
 			Endpoints4: Endpoints{Ready: counts(opts["ready"]), Terminating: counts(opts["terminating"])},
 			Endpoints6: Endpoints{Ready: counts(opts["ready6"])},
 		}
@@ -206,10 +205,9 @@ func add[T any](to *[]*T) *T {
 // decisions is every decision on every address and range, as text.
 func (c *testCase) decisions() string {
 	var b strings.Builder
-	plan := c.view.PlanLayer2(c.claims)
 	for _, addr := range slices.SortedFunc(mapKeys(c.claims), netip.Addr.Compare) {
 		claims := c.claims[addr]
-		d := plan.Explain(addr)
+		d := c.view.ExplainLayer2(addr, claims)
 		fmt.Fprintf(&b, "%s\n  layer2 owner=%q", addr, d.Owner)
 		if d.Why != "" {
 			fmt.Fprintf(&b, " why=%q", d.Why)
@@ -226,9 +224,6 @@ func (c *testCase) decisions() string {
 				}
 				if x.Why != "" {
 					fmt.Fprintf(&b, " why=%q", x.Why)
-				}
-				if x.Full != "" {
-					fmt.Fprintf(&b, " full=%q", x.Full)
 				}
 				b.WriteByte('\n')
 			}
@@ -292,7 +287,7 @@ func bigView(nodes int) *View {
 		PoolOf: func(netip.Addr) string { return "p" }, Nodes: map[string]*Node{}}
 	for i := range nodes {
 		name := fmt.Sprintf("node%d", i)
-		v.Nodes[name] = &Node{Name: name, Alive: true}
+		v.Nodes[name] = &Node{Name: name, Alive: true, SessionUp: true}
 	}
 	return v
 }
@@ -330,7 +325,7 @@ func TestGatesNeverEmptyTheSet(t *testing.T) {
 				n.Links = []Link{{Name: "eth0"}}
 			}
 		}
-		d := v.PlanLayer2(map[netip.Addr][]Claim{addr: claims}).Explain(addr)
+		d := v.ExplainLayer2(addr, claims)
 		if d.Owner == "" {
 			t.Fatalf("no owner: %s", d.Why)
 		}

@@ -31,6 +31,7 @@ type BGP struct {
 
 // ForBGP decides what a node announces to its peers for one address.
 func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
+	v.prepare()
 	var d BGP
 	me := v.Nodes[node]
 	if me == nil {
@@ -38,7 +39,10 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 		return d
 	}
 	d.Why = "no BGPAdvertisement announces it"
-	byPeer := map[peerPrefix]route.Attrs{}
+	if slices.ContainsFunc(claims, func(c Claim) bool { return c.Type == v1beta1.AddressLoadBalancerIP }) && v.PoolOf(addr) == "" {
+		d.Why = NotInPool
+	}
+	var byPeer []Export
 	for i := range v.Config.BGP {
 		ad := &v.Config.BGP[i]
 		mine := v.admitted(ad, addr, claims)
@@ -46,7 +50,7 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 			continue
 		}
 		d.Advertised = true
-		if why := v.mayExport(me, ad, func(n *Node) string { return n.cannot(addr, mine) }); why != "" {
+		if why := v.mayExport(me, i, func() string { return me.cannot(addr, mine) }, func() bool { return v.othersServe(me, i, addr, mine) }); why != "" {
 			d.Why = why
 			continue
 		}
@@ -54,9 +58,9 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 		if ad.Weighted {
 			attrs.Bandwidth = bandwidth(node, addr, mine)
 		}
-		v.export(byPeer, me, ad, ad.Aggregate(addr), me.lastChoice(attrs), &d.Why)
+		byPeer = v.export(byPeer, me, ad, ad.Aggregate(addr), me.lastChoice(attrs), &d.Why)
 	}
-	d.Exports = sortExports(byPeer)
+	d.Exports = merge(byPeer)
 	if len(d.Exports) > 0 {
 		d.Why = ""
 	}
@@ -66,6 +70,7 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 // ForRange decides what a node announces to its peers for a range of the cluster: a ServiceCIDR, which every node can
 // serve, or, with t PodCIDR, a range of the node's own.
 func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType) BGP {
+	v.prepare()
 	var d BGP
 	me := v.Nodes[node]
 	if me == nil {
@@ -73,7 +78,7 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 		return d
 	}
 	d.Why = "no BGPAdvertisement announces it"
-	byPeer := map[peerPrefix]route.Attrs{}
+	var byPeer []Export
 	for i := range v.Config.BGP {
 		ad := &v.Config.BGP[i]
 		if !ad.Types[t] {
@@ -86,15 +91,15 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 				why = "no BGPAdvertisement selects the node"
 			}
 		} else {
-			why = v.mayExport(me, ad, func(n *Node) string { return n.Excluded })
+			why = v.mayExport(me, i, func() string { return me.Excluded }, func() bool { return v.others(me, i) > 0 })
 		}
 		if why != "" {
 			d.Why = why
 			continue
 		}
-		v.export(byPeer, me, ad, prefix, me.lastChoice(ad.Attrs), &d.Why)
+		byPeer = v.export(byPeer, me, ad, prefix, me.lastChoice(ad.Attrs), &d.Why)
 	}
-	d.Exports = sortExports(byPeer)
+	d.Exports = merge(byPeer)
 	if len(d.Exports) > 0 {
 		d.Why = ""
 	}
@@ -105,34 +110,61 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 func (v *View) admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) []Claim {
 	var out []Claim
 	for _, c := range claims {
-		if ad.Types[c.Type] && ad.Services.Match(c.Service.Labels) &&
-			(c.Type != v1beta1.AddressLoadBalancerIP || ad.Pools.Has(v.PoolOf(addr))) {
+		if ad.Types[c.Type] && ad.Services.Match(c.Service.Labels) && (c.Type != v1beta1.AddressLoadBalancerIP || v.inPool(ad, addr)) {
 			out = append(out, c)
 		}
 	}
 	return out
 }
 
-// mayExport says why a node may not announce what an advertisement announces, "" when it may. cannot says why a node
-// cannot serve it at all. A gated node may not while a fellow without a gate can, and has a peer to announce it to; gates
-// never withdraw the last route.
-func (v *View) mayExport(me *Node, ad *config.BGPAdvertisement, cannot func(*Node) string) string {
-	if !ad.Nodes.Match(me.Labels) {
+// inPool says whether an address is in a pool that an advertisement announces.
+func (v *View) inPool(ad *config.BGPAdvertisement, addr netip.Addr) bool {
+	pool := v.PoolOf(addr)
+	return pool != "" && ad.Pools.Has(pool)
+}
+
+// mayExport says why a node may not announce what an advertisement announces, "" when it may. cannot says why the node
+// cannot serve it at all, others whether another node without a gate can, and has a session up to announce it in. A gated
+// node may not while there is one; gates never withdraw the last route.
+func (v *View) mayExport(me *Node, ad int, cannot func() string, others func() bool) string {
+	if !v.Config.BGP[ad].Nodes.Match(me.Labels) {
 		return "no BGPAdvertisement selects the node"
 	}
-	if why := cannot(me); why != "" {
+	if why := cannot(); why != "" {
 		return why
 	}
-	if me.Gate == "" || me.Draining && !me.Drained {
+	if me.Gate == "" || me.Draining && !me.Drained || !others() {
 		return ""
 	}
-	for _, n := range v.Nodes {
-		if n != me && n.Alive && n.Gate == "" && ad.Nodes.Match(n.Labels) && cannot(n) == "" &&
-			slices.ContainsFunc(v.Config.Peers, func(p config.Peer) bool { return n.sends(ad, &p) }) {
-			return me.Gate
+	return me.Gate
+}
+
+// others counts the other nodes that can announce what an advertisement announces, apart from endpoints.
+func (v *View) others(me *Node, ad int) int {
+	g := v.groups[ad]
+	if g.free[v.index[me.Name]] {
+		return g.count - 1
+	}
+	return g.count
+}
+
+// othersServe says whether one of those can serve one of the claims on an address.
+func (v *View) othersServe(me *Node, ad int, addr netip.Addr, claims []Claim) bool {
+	if v.others(me, ad) == 0 {
+		return false
+	}
+	for _, c := range claims {
+		eps := c.endpoints(addr)
+		if len(eps) > 0 && !c.local() {
+			return true
+		}
+		for name, count := range eps {
+			if i, ok := v.index[name]; ok && count > 0 && name != me.Name && v.groups[ad].free[i] {
+				return true
+			}
 		}
 	}
-	return ""
+	return false
 }
 
 // sends says whether a node announces to a peer what an advertisement announces.
@@ -151,38 +183,31 @@ func (n *Node) lastChoice(a route.Attrs) route.Attrs {
 	return a
 }
 
-type peerPrefix struct {
-	peer   string
-	prefix netip.Prefix
-}
-
 // export adds a prefix for every peer of the advertisement that the node has a session with.
-func (v *View) export(to map[peerPrefix]route.Attrs, me *Node, ad *config.BGPAdvertisement, p netip.Prefix, attrs route.Attrs, why *string) {
-	found := false
+func (v *View) export(to []Export, me *Node, ad *config.BGPAdvertisement, p netip.Prefix, attrs route.Attrs, why *string) []Export {
+	found := len(to)
 	for i := range v.Config.Peers {
-		peer := &v.Config.Peers[i]
-		if !me.sends(ad, peer) {
-			continue
-		}
-		found = true
-		k := peerPrefix{peer.Name, p}
-		if old, ok := to[k]; ok {
-			to[k] = old.Merge(attrs)
-		} else {
-			to[k] = attrs
+		if peer := &v.Config.Peers[i]; me.sends(ad, peer) {
+			to = append(to, Export{peer.Name, route.Route{Prefix: p, Attrs: attrs}})
 		}
 	}
-	if !found {
+	if len(to) == found {
 		*why = "no BGPPeer of the BGPAdvertisement selects the node"
 	}
+	return to
 }
 
-func sortExports(m map[peerPrefix]route.Attrs) []Export {
-	out := make([]Export, 0, len(m))
-	for k, a := range m {
-		out = append(out, Export{k.peer, route.Route{Prefix: k.prefix, Attrs: a}})
+// merge sorts exports and joins those that meet on a peer and a prefix.
+func merge(in []Export) []Export {
+	slices.SortStableFunc(in, compareExports)
+	out := in[:0]
+	for _, e := range in {
+		if n := len(out); n > 0 && compareExports(out[n-1], e) == 0 {
+			out[n-1].Attrs = out[n-1].Attrs.Merge(e.Attrs)
+			continue
+		}
+		out = append(out, e)
 	}
-	slices.SortFunc(out, compareExports)
 	return out
 }
 
@@ -192,16 +217,9 @@ func compareExports(a, b Export) int {
 
 // Merge joins the exports of many addresses and ranges to the routes of each peer, sorted, each prefix once.
 func Merge(all [][]Export) map[string][]route.Route {
-	sorted := slices.Concat(all...)
-	slices.SortFunc(sorted, compareExports)
 	out := map[string][]route.Route{}
-	for _, e := range sorted {
-		rs := out[e.Peer]
-		if n := len(rs); n > 0 && rs[n-1].Prefix == e.Prefix {
-			rs[n-1].Attrs = rs[n-1].Attrs.Merge(e.Attrs)
-			continue
-		}
-		out[e.Peer] = append(rs, e.Route)
+	for _, e := range merge(slices.Concat(all...)) {
+		out[e.Peer] = append(out[e.Peer], e.Route)
 	}
 	return out
 }

@@ -23,10 +23,7 @@ import (
 
 // Objects are the configuration objects as the API server has them, in any order.
 type Objects struct {
-	Pools []*v1beta1.IPAddressPool
-	// Gone are pools that have been deleted while Services still have addresses of them. Selectors find them by their
-	// last labels, so that these addresses stay announced.
-	Gone              []*v1beta1.IPAddressPool
+	Pools             []*v1beta1.IPAddressPool
 	L2Advertisements  []*v1beta1.L2Advertisement
 	BGPAdvertisements []*v1beta1.BGPAdvertisement
 	BGPPeers          []*v1beta1.BGPPeer
@@ -96,6 +93,8 @@ type L2Advertisement struct {
 	Nodes      Selectors
 	Prefer     []Preference
 	Interfaces []string
+	// Keep is failback Never.
+	Keep bool
 }
 
 // BGPAdvertisement is a usable v1beta1.BGPAdvertisement.
@@ -272,7 +271,7 @@ func (o *object) selector(field string, in *metav1.LabelSelector) labels.Selecto
 }
 
 // names resolves names and selectors to a set; a name that no object has is a problem, but not for the others.
-func (o *object) names(field, kind, reason string, names []string, sels Selectors, have, gone map[string]labels.Set) Names {
+func (o *object) names(field, kind, reason string, names []string, sels Selectors, have map[string]labels.Set) Names {
 	if len(names) == 0 && len(sels) == 0 {
 		return Names{All: true}
 	}
@@ -288,11 +287,9 @@ func (o *object) names(field, kind, reason string, names []string, sels Selector
 		o.problem(reason, "%s: there is no %s %s; create it or correct the name", field, kind, strings.Join(missing, ", "))
 	}
 	if len(sels) > 0 {
-		for _, objects := range []map[string]labels.Set{have, gone} {
-			for n, l := range objects {
-				if sels.Match(l) {
-					out.Set[n] = true
-				}
+		for n, l := range have {
+			if sels.Match(l) {
+				out.Set[n] = true
 			}
 		}
 	}
@@ -405,9 +402,9 @@ func (p *parser) peer(b *v1beta1.BGPPeer) {
 func (p *parser) l2(a *v1beta1.L2Advertisement) {
 	o := object{p: p, kind: "L2Advertisement", name: a.Name}
 	ad := L2Advertisement{
-		Name: a.Name, Interfaces: a.Spec.Interfaces,
+		Name: a.Name, Interfaces: a.Spec.Interfaces, Keep: a.Spec.Failback == v1beta1.FailbackNever,
 		Pools: o.names("spec.ipAddressPools", "IPAddressPool", ReasonPoolNotFound, a.Spec.IPAddressPools,
-			o.selectors("spec.ipAddressPoolSelectors", a.Spec.IPAddressPoolSelectors), labelsOf(p.objects.Pools), labelsOf(p.objects.Gone)),
+			o.selectors("spec.ipAddressPoolSelectors", a.Spec.IPAddressPoolSelectors), labelsOf(p.objects.Pools)),
 		Services: o.selectors("spec.serviceSelectors", a.Spec.ServiceSelectors),
 		Nodes:    o.selectors("spec.nodeSelectors", a.Spec.NodeSelectors),
 	}
@@ -427,9 +424,9 @@ func (p *parser) bgp(a *v1beta1.BGPAdvertisement) {
 		Name: a.Name, Weighted: s.Weighted,
 		Length4: int(deref(s.AggregationLength, 32)), Length6: int(deref(s.AggregationLengthV6, 128)),
 		Pools: o.names("spec.ipAddressPools", "IPAddressPool", ReasonPoolNotFound, s.IPAddressPools,
-			o.selectors("spec.ipAddressPoolSelectors", s.IPAddressPoolSelectors), labelsOf(p.objects.Pools), labelsOf(p.objects.Gone)),
+			o.selectors("spec.ipAddressPoolSelectors", s.IPAddressPoolSelectors), labelsOf(p.objects.Pools)),
 		Peers: o.names("spec.peers", "BGPPeer", ReasonPeerNotFound, s.Peers,
-			o.selectors("spec.peerSelectors", s.PeerSelectors), labelsOf(p.objects.BGPPeers), nil),
+			o.selectors("spec.peerSelectors", s.PeerSelectors), labelsOf(p.objects.BGPPeers)),
 		Services: o.selectors("spec.serviceSelectors", s.ServiceSelectors),
 		Nodes:    o.selectors("spec.nodeSelectors", s.NodeSelectors),
 		Types:    map[v1beta1.AddressType]bool{},

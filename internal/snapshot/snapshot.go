@@ -5,6 +5,7 @@ package snapshot
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -28,31 +29,57 @@ import (
 // are used.
 type Snapshot struct {
 	sync.Mutex
-	defaultClass bool
+	options Options
 
-	services map[string]*announce.Service                    // by namespace/name
-	claimed  map[string]map[netip.Addr][]v1beta1.AddressType // the addresses of each of them
-	byAddr   map[netip.Addr]map[string]bool                  // the Services that claim an address
-	slices   map[string]map[string]endpointSlice             // of each Service, by name of the slice
+	services map[string]*announce.Service        // by namespace/name
+	claimed  map[string][]claim                  // the addresses of each of them, sorted
+	byAddr   map[netip.Addr][]string             // the Services that claim an address, sorted
+	slices   map[string]map[string]endpointSlice // of each Service, by name of the slice
 	nodes    map[string]*Node
-	fellows  map[string]Fellow
+	members  map[string]Member
 	drained  map[string]bool           // nodes whose time to be drained is up
 	cidrs    map[string][]netip.Prefix // of each ServiceCIDR
 	objects  objects
 
 	view     announce.View
-	layer2   *announce.Plan // nil when it has to be made anew
+	owners   map[netip.Addr]*announce.Layer2 // the decisions on addresses that an L2Advertisement announces
 	problems []config.Problem
 	pools    *pool.Set
-	lastPool map[netip.Addr]string             // the pool that an address was in when it last was in one
+	earlier  map[string]*v1beta1.IPAddressPool // pools as they were before an edit that the controller has not seen
+	before   *pool.Set                         // of these
 	kept     map[netip.Addr]string             // the pools of addresses that are in none, as the pools' statuses say
-	gone     map[string]*v1beta1.IPAddressPool // deleted pools that may be among them
+	matter   kinds                             // addresses of which types may be announced
 
 	dirty       map[netip.Addr]bool // addresses to decide anew
 	lost        map[string]bool     // Services that have lost an address
+	dirtyNodes  map[string]bool     // nodes that have changed
 	dirtyAll    bool                // every address and range
 	dirtyConfig bool                // the configuration objects have changed
 }
+
+// Options are what a Snapshot is made with.
+type Options struct {
+	// IgnoreExcludeLabel lets nodes announce that carry the label node.kubernetes.io/exclude-from-external-load-balancers.
+	IgnoreExcludeLabel bool
+}
+
+// claim is an address that a Service has.
+type claim struct {
+	addr netip.Addr
+	as   kinds
+}
+
+// kinds is a set of address types.
+type kinds uint8
+
+// addressTypes are the members of kinds, a bit each, in this order.
+var addressTypes = [...]v1beta1.AddressType{v1beta1.AddressLoadBalancerIP, v1beta1.AddressExternalIP, v1beta1.AddressClusterIP}
+
+const (
+	loadBalancerIP kinds = 1 << iota
+	externalIP
+	clusterIP
+)
 
 type objects struct {
 	pools map[string]*v1beta1.IPAddressPool
@@ -83,78 +110,128 @@ type Node struct {
 	draining string // why it should not while others can
 }
 
-// Fellow is what a live speaker says of its node.
-type Fellow struct {
+// Member is what a live speaker says of its node.
+type Member struct {
 	// Links that addresses can be announced on, nil when not known.
 	Links []announce.Link
 	// Gate says why the node should not attract traffic while others can; "" if it may.
 	Gate string
+	// SessionUp says that the speaker has a BGP session that is up.
+	SessionUp bool
 }
 
-// New is a Snapshot in which nothing is known. With defaultClass, Services of type LoadBalancer without a class are
-// Clarion's.
-func New(defaultClass bool) *Snapshot {
+func (m Member) equal(n Member) bool {
+	return m.Gate == n.Gate && m.SessionUp == n.SessionUp && (m.Links == nil) == (n.Links == nil) && slices.Equal(m.Links, n.Links)
+}
+
+// New is a Snapshot in which nothing is known.
+func New(options Options) *Snapshot {
 	return &Snapshot{
-		defaultClass: defaultClass,
-		services:     map[string]*announce.Service{},
-		claimed:      map[string]map[netip.Addr][]v1beta1.AddressType{},
-		byAddr:       map[netip.Addr]map[string]bool{},
-		slices:       map[string]map[string]endpointSlice{},
-		nodes:        map[string]*Node{},
-		fellows:      map[string]Fellow{},
-		drained:      map[string]bool{},
-		cidrs:        map[string][]netip.Prefix{},
+		options:  options,
+		services: map[string]*announce.Service{},
+		claimed:  map[string][]claim{},
+		byAddr:   map[netip.Addr][]string{},
+		slices:   map[string]map[string]endpointSlice{},
+		nodes:    map[string]*Node{},
+		members:  map[string]Member{},
+		drained:  map[string]bool{},
+		cidrs:    map[string][]netip.Prefix{},
 		objects: objects{
 			map[string]*v1beta1.IPAddressPool{}, map[string]*v1beta1.L2Advertisement{}, map[string]*v1beta1.BGPAdvertisement{},
 			map[string]*v1beta1.BGPPeer{}, map[string]*v1beta1.BFDProfile{}, map[string]*v1beta1.Community{},
 		},
-		lastPool:    map[netip.Addr]string{},
-		gone:        map[string]*v1beta1.IPAddressPool{},
+		owners:      map[netip.Addr]*announce.Layer2{},
+		earlier:     map[string]*v1beta1.IPAddressPool{},
 		dirty:       map[netip.Addr]bool{},
 		lost:        map[string]bool{},
+		dirtyNodes:  map[string]bool{},
 		dirtyConfig: true,
 	}
 }
 
 // Changes are what has to be decided anew.
 type Changes struct {
-	// Addrs are the addresses to decide anew, in no order.
+	// Addrs are the addresses to decide anew, in no order: those whose Services have changed, and those that have another
+	// owner or backup on the local network.
 	Addrs []netip.Addr
 	// Services (namespace/name) are those that have or had these addresses, in no order.
 	Services []string
+	// Nodes are the nodes that have come, gone or changed, in no order. What other nodes announce by BGP does not depend on
+	// them but for gates; see announce.View.
+	Nodes []string
 	// All says that something has changed that every address, range and session depends on.
 	All bool
 }
 
-// Changes returns what has to be decided anew since the last call, and brings View up to date.
+// many is how many nodes have to change for it to be cheaper to decide every address anew than to look for those that
+// are concerned.
+const many = 16
+
+// Changes returns what has to be decided anew since the last call, and brings View and Owner up to date.
 func (s *Snapshot) Changes() Changes {
+	matter := s.matter
 	s.configure()
-	c := Changes{All: s.dirtyAll}
-	if c.All {
-		s.refresh()
-		for addr := range s.byAddr {
-			s.dirty[addr] = true
+	c := Changes{All: s.dirtyAll, Nodes: slices.Collect(maps.Keys(s.dirtyNodes))}
+	for _, name := range c.Nodes {
+		s.view.SetNode(name, s.viewOf(name))
+	}
+	if matter |= s.matter; c.All {
+		for key := range s.claimed {
+			s.touch(key, matter)
+		}
+	}
+	switch {
+	case c.All:
+	case len(c.Nodes) >= many:
+		for addr := range s.owners {
+			s.moved(addr)
+		}
+	default:
+		for addr, d := range s.owners {
+			if slices.ContainsFunc(c.Nodes, func(name string) bool { return s.view.Moves(name, addr, d) }) {
+				s.moved(addr)
+			}
 		}
 	}
 	for addr := range s.dirty {
 		c.Addrs = append(c.Addrs, addr)
-		for key := range s.byAddr[addr] {
+		s.decide(addr)
+		for _, key := range s.byAddr[addr] {
 			s.lost[key] = true
 		}
 	}
-	if c.All || len(c.Addrs) > 0 {
-		s.layer2 = nil
-	}
 	c.Services = slices.Collect(maps.Keys(s.lost))
-	s.dirty, s.lost, s.dirtyAll = map[netip.Addr]bool{}, map[string]bool{}, false
+	clear(s.dirty)
+	clear(s.lost)
+	clear(s.dirtyNodes)
+	s.dirtyAll = false
 	return c
+}
+
+// decide remembers who owns an address on the local network, and says whether that is news.
+func (s *Snapshot) decide(addr netip.Addr) bool {
+	old := s.owners[addr]
+	d := s.view.Layer2(addr, s.ClaimsOn(addr))
+	if !d.Advertised {
+		delete(s.owners, addr)
+		return old != nil
+	}
+	s.owners[addr] = &d
+	return old == nil || !d.Equal(*old)
+}
+
+// moved decides an address anew of which only the nodes may have changed.
+func (s *Snapshot) moved(addr netip.Addr) {
+	if s.decide(addr) {
+		s.dirty[addr] = true
+	}
 }
 
 // SetDrained says whether the time that a node was given to be drained is up.
 func (s *Snapshot) SetDrained(node string, drained bool) {
 	if s.drained[node] != drained {
 		s.drained[node] = drained
-		s.dirtyAll = true
+		s.dirtyNodes[node] = true
 	}
 }
 
@@ -164,24 +241,24 @@ func (s *Snapshot) Mark(addr netip.Addr) { s.dirty[addr] = true }
 // MarkAll makes the next Changes everything.
 func (s *Snapshot) MarkAll() { s.dirtyAll = true }
 
+// pending says whether the next Changes are any.
+func (s *Snapshot) pending() bool {
+	return len(s.dirty) > 0 || len(s.lost) > 0 || len(s.dirtyNodes) > 0 || s.dirtyAll || s.dirtyConfig
+}
+
 // View is the cluster as of the last Changes.
 func (s *Snapshot) View() *announce.View { return &s.view }
 
-// Layer2 is who owns which address on the local network, as of the last Changes. A change to one address can move others.
-func (s *Snapshot) Layer2() *announce.Plan {
-	if s.layer2 == nil {
-		claims := map[netip.Addr][]announce.Claim{}
-		for _, addrs := range s.claimed {
-			for addr, types := range addrs {
-				if claims[addr] == nil && slices.Contains(types, v1beta1.AddressLoadBalancerIP) {
-					claims[addr] = s.ClaimsOn(addr)
-				}
-			}
-		}
-		s.layer2 = s.view.PlanLayer2(claims)
+// Owner is who owns an address on the local network, as of the last Changes.
+func (s *Snapshot) Owner(addr netip.Addr) announce.Layer2 {
+	if d := s.owners[addr]; d != nil {
+		return *d
 	}
-	return s.layer2
+	return s.view.Layer2(addr, s.ClaimsOn(addr))
 }
+
+// Owners are the decisions on all addresses that an L2Advertisement announces, as of the last Changes, in no order.
+func (s *Snapshot) Owners() iter.Seq2[netip.Addr, *announce.Layer2] { return maps.All(s.owners) }
 
 // Problems are those of the configuration objects as of the last Changes.
 func (s *Snapshot) Problems() []config.Problem { return s.problems }
@@ -207,21 +284,32 @@ func (s *Snapshot) ServiceCIDRs() []netip.Prefix {
 // Addresses are the addresses of a Service (namespace/name) of one type, sorted.
 func (s *Snapshot) Addresses(key string, t v1beta1.AddressType) []netip.Addr {
 	var out []netip.Addr
-	for addr, types := range s.claimed[key] {
-		if slices.Contains(types, t) {
-			out = append(out, addr)
+	for _, c := range s.claimed[key] {
+		if c.as.has(t) {
+			out = append(out, c.addr)
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
 	return out
 }
 
-// Fellows takes in the speakers that are alive, and what they say of their nodes.
-func (s *Snapshot) Fellows(alive map[string]Fellow) {
-	if !maps.EqualFunc(alive, s.fellows, func(a, b Fellow) bool { return a.Gate == b.Gate && slices.Equal(a.Links, b.Links) }) {
-		s.fellows = alive
-		s.dirtyAll = true
+func (t kinds) has(x v1beta1.AddressType) bool {
+	i := slices.Index(addressTypes[:], x)
+	return i >= 0 && t>>i&1 == 1
+}
+
+// Members takes in the speakers that are alive, and what they say of their nodes. The map is the Snapshot's from then on.
+func (s *Snapshot) Members(alive map[string]Member) {
+	for name, m := range alive {
+		if old, was := s.members[name]; !was || !m.equal(old) {
+			s.dirtyNodes[name] = true
+		}
 	}
+	for name := range s.members {
+		if _, is := alive[name]; !is {
+			s.dirtyNodes[name] = true
+		}
+	}
+	s.members = alive
 }
 
 // NotReady says whether Kubernetes has lost a node: its condition Ready is there and not True. It notices some 40 seconds
@@ -274,17 +362,17 @@ func Living(speakers map[string]*v1beta1.Speaker, notReady func(node string) boo
 // Speakers takes in what all speakers have written of themselves: who is alive, and what those say of their nodes. It is
 // for whoever is no speaker; speakers know that from each other, and sooner.
 func (s *Snapshot) Speakers(speakers map[string]*v1beta1.Speaker) {
-	alive := map[string]Fellow{}
+	alive := map[string]Member{}
 	for name := range Living(speakers, s.NotReady) {
 		status := &speakers[name].Status
-		fe := Fellow{Gate: status.Gate}
+		m := Member{Gate: status.Gate, SessionUp: slices.ContainsFunc(status.Sessions, func(x v1beta1.SessionStatus) bool { return x.State == "Established" })}
 		for _, i := range status.Interfaces {
-			fe.Links = append(fe.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
+			m.Links = append(m.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
 		}
-		alive[name] = fe
+		alive[name] = m
 		s.SetDrained(name, status.Drained)
 	}
-	s.Fellows(alive)
+	s.Members(alive)
 }
 
 // service takes in a Service, nil when it is gone.
@@ -296,7 +384,7 @@ func (s *Snapshot) service(key string, svc *corev1.Service) {
 		return
 	}
 	next := &announce.Service{
-		Namespace: svc.Namespace, Name: svc.Name, Labels: svc.Labels, Created: svc.CreationTimestamp.Time,
+		Namespace: svc.Namespace, Name: svc.Name, Labels: svc.Labels,
 		LocalExternal: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		LocalInternal: svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}
@@ -305,72 +393,85 @@ func (s *Snapshot) service(key string, svc *corev1.Service) {
 	} else {
 		next.Endpoints4, next.Endpoints6 = sumEndpoints(s.slices[key])
 	}
-	changed := old == nil || !old.Created.Equal(next.Created) || !maps.Equal(old.Labels, next.Labels) || old.LocalExternal != next.LocalExternal || old.LocalInternal != next.LocalInternal
+	changed := old == nil || !maps.Equal(old.Labels, next.Labels) || old.LocalExternal != next.LocalExternal || old.LocalInternal != next.LocalInternal
 	s.services[key] = next
-	s.claims(key, s.addressesOf(svc))
+	s.claims(key, addressesOf(svc))
 	if changed {
-		s.touch(key)
+		s.touch(key, s.matter)
 	}
 }
 
-// addressesOf are the addresses that a Service has, and in which way.
-func (s *Snapshot) addressesOf(svc *corev1.Service) map[netip.Addr][]v1beta1.AddressType {
-	out := map[netip.Addr][]v1beta1.AddressType{}
-	add := func(t v1beta1.AddressType, in ...string) {
-		for _, a := range in {
-			if addr, err := netip.ParseAddr(a); err == nil {
-				out[addr.Unmap()] = append(out[addr.Unmap()], t)
-			}
-		}
-	}
+// addressesOf are the addresses that a Service has, and in which way, sorted.
+func addressesOf(svc *corev1.Service) []claim {
 	if svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
 	}
-	if s.ours(svc) {
+	var out []claim
+	add := func(as kinds, text string) {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return
+		}
+		c := claim{addr.Unmap(), as}
+		if i := slices.IndexFunc(out, func(x claim) bool { return x.addr == c.addr }); i >= 0 {
+			out[i].as |= as
+			return
+		}
+		out = append(out, c)
+	}
+	if ours(svc) {
 		for _, i := range svc.Status.LoadBalancer.Ingress {
-			add(v1beta1.AddressLoadBalancerIP, i.IP)
+			add(loadBalancerIP, i.IP)
 		}
 	}
-	add(v1beta1.AddressExternalIP, svc.Spec.ExternalIPs...)
-	add(v1beta1.AddressClusterIP, svc.Spec.ClusterIPs...)
+	for _, text := range svc.Spec.ExternalIPs {
+		add(externalIP, text)
+	}
+	for _, text := range svc.Spec.ClusterIPs {
+		add(clusterIP, text)
+	}
+	slices.SortFunc(out, func(a, b claim) int { return a.addr.Compare(b.addr) })
 	return out
 }
 
 // ours says whether the addresses in the status of a Service were given by the controller of this Clarion: the Service
-// is of its class, and carries its condition.
-func (s *Snapshot) ours(svc *corev1.Service) bool {
-	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		return false
-	}
-	if c := svc.Spec.LoadBalancerClass; c != nil && *c != v1beta1.LoadBalancerClass || c == nil && !s.defaultClass {
-		return false
-	}
-	return slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool { return c.Type == v1beta1.ConditionAllocated })
+// carries its condition.
+func ours(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer &&
+		slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool { return c.Type == v1beta1.ConditionAllocated })
 }
 
 // claims replaces the addresses of a Service; those it gained or lost have to be decided anew.
-func (s *Snapshot) claims(key string, next map[netip.Addr][]v1beta1.AddressType) {
+func (s *Snapshot) claims(key string, next []claim) {
 	old := s.claimed[key]
-	for addr, types := range old {
-		if !slices.Equal(types, next[addr]) {
-			s.dirty[addr] = true
+	if slices.Equal(old, next) {
+		return
+	}
+	for _, c := range old {
+		i, still := slices.BinarySearchFunc(next, c.addr, claim.compare)
+		if !still || next[i].as != c.as {
+			s.mark(c.addr, c.as)
 		}
-		if next[addr] == nil {
+		if !still {
 			s.lost[key] = true
-			if delete(s.byAddr[addr], key); len(s.byAddr[addr]) == 0 {
-				delete(s.byAddr, addr)
-				delete(s.lastPool, addr)
+			keys := s.byAddr[c.addr]
+			if j, ok := slices.BinarySearch(keys, key); ok {
+				keys = slices.Delete(keys, j, j+1)
+			}
+			if s.byAddr[c.addr] = keys; len(keys) == 0 {
+				delete(s.byAddr, c.addr)
 			}
 		}
 	}
-	for addr, types := range next {
-		if !slices.Equal(types, old[addr]) {
-			s.dirty[addr] = true
+	for _, c := range next {
+		i, had := slices.BinarySearchFunc(old, c.addr, claim.compare)
+		if !had || old[i].as != c.as {
+			s.mark(c.addr, c.as)
 		}
-		if s.byAddr[addr] == nil {
-			s.byAddr[addr] = map[string]bool{}
+		keys := s.byAddr[c.addr]
+		if j, ok := slices.BinarySearch(keys, key); !ok {
+			s.byAddr[c.addr] = slices.Insert(keys, j, key)
 		}
-		s.byAddr[addr][key] = true
 	}
 	if len(next) == 0 {
 		delete(s.claimed, key)
@@ -379,10 +480,21 @@ func (s *Snapshot) claims(key string, next map[netip.Addr][]v1beta1.AddressType)
 	s.claimed[key] = next
 }
 
-// touch marks the addresses of a Service to be decided anew.
-func (s *Snapshot) touch(key string) {
-	for addr := range s.claimed[key] {
+func (c claim) compare(addr netip.Addr) int { return c.addr.Compare(addr) }
+
+// mark notes that an address has to be decided anew, if it may be announced at all.
+func (s *Snapshot) mark(addr netip.Addr, as kinds) {
+	if as&s.matter != 0 {
 		s.dirty[addr] = true
+	}
+}
+
+// touch marks those addresses of a Service to be decided anew that are of certain types.
+func (s *Snapshot) touch(key string, as kinds) {
+	for _, c := range s.claimed[key] {
+		if c.as&as != 0 {
+			s.dirty[c.addr] = true
+		}
 	}
 }
 
@@ -409,7 +521,7 @@ func (s *Snapshot) endpointSlice(service, name string, es *discoveryv1.EndpointS
 	next := *svc
 	next.Endpoints4, next.Endpoints6 = e4, e6
 	s.services[service] = &next
-	s.touch(service)
+	s.touch(service, s.matter)
 }
 
 func equalEndpoints(a, b announce.Endpoints) bool {
@@ -465,13 +577,13 @@ func sumEndpoints(in map[string]endpointSlice) (e4, e6 announce.Endpoints) {
 func (s *Snapshot) node(name string, n *corev1.Node) {
 	if n == nil {
 		delete(s.nodes, name)
-		s.dirtyAll = true
+		s.dirtyNodes[name] = true
 		return
 	}
-	next := factsOf(n)
+	next := factsOf(n, s.options)
 	if old := s.nodes[name]; old == nil || !old.equal(next) {
 		s.nodes[name] = next
-		s.dirtyAll = true
+		s.dirtyNodes[name] = true
 	}
 }
 
@@ -481,9 +593,9 @@ const (
 	taintToBeDeleted  = "ToBeDeletedByClusterAutoscaler"    // the cluster autoscaler's
 )
 
-func factsOf(n *corev1.Node) *Node {
+func factsOf(n *corev1.Node, o Options) *Node {
 	f := &Node{UID: n.UID, Labels: n.Labels, notReady: NotReady(n)}
-	if _, ok := n.Labels[corev1.LabelNodeExcludeBalancers]; ok {
+	if _, ok := n.Labels[corev1.LabelNodeExcludeBalancers]; ok && !o.IgnoreExcludeLabel {
 		f.excluded = "the node has the label " + corev1.LabelNodeExcludeBalancers
 	}
 	for _, c := range n.Status.Conditions {
@@ -533,16 +645,6 @@ func (s *Snapshot) serviceCIDR(name string, c *networkingv1.ServiceCIDR) {
 	}
 }
 
-// gonePools are the deleted pools that addresses still count for; the others are forgotten.
-func (s *Snapshot) gonePools() []*v1beta1.IPAddressPool {
-	used := map[string]bool{}
-	for _, name := range s.lastPool {
-		used[name] = true
-	}
-	maps.DeleteFunc(s.gone, func(name string, _ *v1beta1.IPAddressPool) bool { return !used[name] || s.objects.pools[name] != nil })
-	return slices.Collect(maps.Values(s.gone))
-}
-
 // configure parses the configuration objects anew, if they have changed.
 func (s *Snapshot) configure() {
 	if !s.dirtyConfig {
@@ -550,7 +652,6 @@ func (s *Snapshot) configure() {
 	}
 	s.dirtyConfig, s.dirtyAll = false, true
 	o := config.Objects{
-		Gone:              s.gonePools(),
 		Pools:             slices.Collect(maps.Values(s.objects.pools)),
 		L2Advertisements:  slices.Collect(maps.Values(s.objects.l2)),
 		BGPAdvertisements: slices.Collect(maps.Values(s.objects.bgp)),
@@ -558,56 +659,91 @@ func (s *Snapshot) configure() {
 		BFDProfiles:       slices.Collect(maps.Values(s.objects.bfd)),
 		Communities:       slices.Collect(maps.Values(s.objects.comms)),
 	}
-	last := s.view.Config
-	if s.view.Config, s.problems = config.Parse(o); last != nil {
-		s.view.Config.Keep(last, s.problems)
+	cfg, problems := config.Parse(o)
+	if last := s.view.Config; last != nil {
+		cfg.Keep(last, problems)
 	}
-	pools := make([]*pool.Pool, 0, len(o.Pools))
-	for _, obj := range o.Pools {
+	s.problems = problems
+	s.pools, s.before = poolSet(s.objects.pools), poolSet(s.earlier)
+	s.matter = loadBalancerIP
+	for i := range cfg.BGP {
+		for j, t := range addressTypes {
+			if cfg.BGP[i].Types[t] {
+				s.matter |= 1 << j
+			}
+		}
+	}
+	s.view = announce.View{Config: cfg, PoolOf: s.poolOf, Nodes: make(map[string]*announce.Node, len(s.nodes))}
+	for name := range s.nodes {
+		s.view.Nodes[name] = s.viewOf(name)
+	}
+}
+
+func poolSet(objects map[string]*v1beta1.IPAddressPool) *pool.Set {
+	pools := make([]*pool.Pool, 0, len(objects))
+	for _, obj := range objects {
 		p, _ := pool.Parse(obj) // what is wrong with a pool is the controller's to say
 		pools = append(pools, p)
 	}
-	s.pools = pool.NewSet(pools...)
+	return pool.NewSet(pools...)
 }
 
-// refresh brings the view of the nodes up to date.
-func (s *Snapshot) refresh() {
-	s.view.PoolOf = s.poolOf
-	s.view.Nodes = make(map[string]*announce.Node, len(s.nodes))
-	for name, f := range s.nodes {
-		fe, alive := s.fellows[name]
-		gate := f.draining
-		if gate == "" {
-			gate = fe.Gate
-		}
-		s.view.Nodes[name] = &announce.Node{
-			Name: name, Labels: f.Labels, Excluded: f.excluded, PodCIDRs: f.PodCIDRs, Alive: alive, Links: fe.Links, Gate: gate,
-			Draining: f.draining != "", Drained: f.draining != "" && s.drained[name],
-		}
+// viewOf is a node as decisions see it, nil when there is no such node.
+func (s *Snapshot) viewOf(name string) *announce.Node {
+	f := s.nodes[name]
+	if f == nil {
+		return nil
+	}
+	m, alive := s.members[name]
+	draining := f.draining != ""
+	return &announce.Node{
+		Name: name, Labels: f.Labels, Excluded: f.excluded, PodCIDRs: f.PodCIDRs, Alive: alive, SessionUp: m.SessionUp, Links: m.Links,
+		Gate: cmp.Or(f.draining, m.Gate), Draining: draining, Drained: draining && s.drained[name],
 	}
 }
 
-// poolOf names the pool of an address: that which it is in, else that which it was in last, so that an edit of a pool
-// that leaves a Service its address leaves its announcements too. What a pool has lost its status remembers. A pool that
-// is gone is remembered only as long as this Snapshot.
+// poolOf names the pool of an address: that which it is in, else that which keeps it though an edit has taken it out, as
+// its status says. Until the controller has seen an edit, what was before it counts too.
 func (s *Snapshot) poolOf(addr netip.Addr) string {
-	name := s.kept[addr]
-	if p := cmp.Or(s.pools.Find(addr), s.pools.Writes(addr)); p != nil {
-		name = p.Name
+	for _, set := range []*pool.Set{s.pools, s.before} {
+		if p := cmp.Or(set.Find(addr), set.Writes(addr)); p != nil {
+			return p.Name
+		}
 	}
-	if name == "" {
-		return s.lastPool[addr]
-	}
-	s.lastPool[addr] = name
-	return name
+	return s.kept[addr]
 }
+
+// All are the addresses that may be announced, in no order.
+func (s *Snapshot) All() []netip.Addr {
+	var out []netip.Addr
+	for addr, keys := range s.byAddr {
+		if slices.ContainsFunc(keys, func(key string) bool { return s.as(key, addr)&s.matter != 0 }) {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+// as is how a Service has an address.
+func (s *Snapshot) as(key string, addr netip.Addr) kinds {
+	if i, ok := slices.BinarySearchFunc(s.claimed[key], addr, claim.compare); ok {
+		return s.claimed[key][i].as
+	}
+	return 0
+}
+
+// Claimed says whether a Service has an address.
+func (s *Snapshot) Claimed(addr netip.Addr) bool { return s.byAddr[addr] != nil }
 
 // ClaimsOn are the Services that claim an address, in a fixed order.
 func (s *Snapshot) ClaimsOn(addr netip.Addr) []announce.Claim {
 	var out []announce.Claim
-	for _, key := range slices.Sorted(maps.Keys(s.byAddr[addr])) {
-		for _, t := range s.claimed[key][addr] {
-			out = append(out, announce.Claim{Service: s.services[key], Type: t})
+	for _, key := range s.byAddr[addr] {
+		as := s.as(key, addr)
+		for j, t := range addressTypes {
+			if as>>j&1 == 1 {
+				out = append(out, announce.Claim{Service: s.services[key], Type: t})
+			}
 		}
 	}
 	return out

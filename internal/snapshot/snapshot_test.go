@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -45,7 +46,7 @@ func endpoint(node string, ready, serving, terminating *bool) discoveryv1.Endpoi
 
 // known is a snapshot in which the first changes have been taken.
 func known() *Snapshot {
-	s := New(true)
+	s := New(Options{})
 	s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}})
 	s.Changes()
 	return s
@@ -65,7 +66,7 @@ func TestClaims(t *testing.T) {
 	}{
 		{"ours", func(*corev1.Service) {}, "[LoadBalancerIP]"},
 		{"of our class", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr(v1beta1.LoadBalancerClass) }, "[LoadBalancerIP]"},
-		{"of another class", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr("example.com/other") }, "[]"},
+		{"of a class that a flag names", func(s *corev1.Service) { s.Spec.LoadBalancerClass = ptr("example.com/other") }, "[LoadBalancerIP]"},
 		{"given by somebody else", func(s *corev1.Service) { s.Status.Conditions = nil }, "[]"},
 		{"no longer of type LoadBalancer", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeClusterIP }, "[]"},
 		{"external address as well", func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"192.0.2.1"} }, "[LoadBalancerIP ExternalIP]"},
@@ -96,36 +97,40 @@ func TestCostFollowsTheChange(t *testing.T) {
 		t.Helper()
 		f()
 		c := s.Changes()
-		if got := addrs(c); c.All != all || !all && got != want {
+		got := addrs(c)
+		if slices.Sort(c.Nodes); len(c.Nodes) > 0 {
+			got = strings.TrimSpace(fmt.Sprint(c.Nodes) + " " + got)
+		}
+		if c.All != all || !all && got != want {
 			t.Errorf("%s: dirty %q all=%v, want %q all=%v", what, got, c.All, want, all)
 		}
 	}
 	yes, no := true, false
 	step("nothing", "", false, func() {})
 	step("same Service", "", false, func() { s.service("default/web", loadBalancer("web", "192.0.2.1")) })
-	step("endpoint", "10.96.0.1 192.0.2.1", false, func() { s.endpointSlice("default/web", "web-1", slice(endpoint("a", &yes, nil, nil))) })
+	step("endpoint", "192.0.2.1", false, func() { s.endpointSlice("default/web", "web-1", slice(endpoint("a", &yes, nil, nil))) })
 	step("same endpoints in other slices", "", false, func() {
 		s.endpointSlice("default/web", "web-2", slice(endpoint("a", &no, nil, nil)))
 	})
 	step("endpoints of an unknown Service", "", false, func() { s.endpointSlice("default/later", "x", slice(endpoint("a", &yes, nil, nil))) })
 	step("address moved", "192.0.2.1 192.0.2.3", false, func() { s.service("default/web", loadBalancer("web", "192.0.2.3")) })
-	step("policy", "10.96.0.1 192.0.2.3", false, func() {
+	step("policy", "192.0.2.3", false, func() {
 		svc := loadBalancer("web", "192.0.2.3")
 		svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 		s.service("default/web", svc)
 	})
-	step("deleted", "10.96.0.1 192.0.2.3", false, func() { s.service("default/web", nil) })
+	step("deleted", "192.0.2.3", false, func() { s.service("default/web", nil) })
 	step("heartbeat of a node", "", false, func() {
 		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}})
 	})
-	step("loss of a node", "", true, func() {
+	step("loss of a node", "[a]", false, func() {
 		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}}})
 	})
-	step("label of a node", "", true, func() {
+	step("label of a node", "[a]", false, func() {
 		s.node("a", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"x": "y"}}})
 	})
-	step("fellow", "", true, func() { s.Fellows(map[string]Fellow{"a": {}}) })
-	step("same fellow", "", false, func() { s.Fellows(map[string]Fellow{"a": {}}) })
+	step("member", "[a]", false, func() { s.Members(map[string]Member{"a": {}}) })
+	step("same member", "", false, func() { s.Members(map[string]Member{"a": {}}) })
 	step("ServiceCIDR", "", true, func() {
 		s.serviceCIDR("kubernetes", &networkingv1.ServiceCIDR{Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}})
 	})
@@ -134,6 +139,18 @@ func TestCostFollowsTheChange(t *testing.T) {
 	written := ad.DeepCopy()
 	written.Status.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady}}
 	step("status of an advertisement", "", false, func() { configObject(s, s.objects.l2)("x", written, false) })
+	lan := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan", Generation: 1}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}}}
+	step("pool", "", true, func() { s.pool("lan", lan, false) })
+	s.endpointSlice("default/api", "x", slice(endpoint("a", &yes, nil, nil)))
+	step("ready", "192.0.2.2", false, func() {})
+	step("the owner is gone", "[a] 192.0.2.2", false, func() { s.Members(map[string]Member{}) })
+	step("a node that has nothing to do with it", "[b]", false, func() {
+		s.node("b", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.99"}}}})
+	})
+	step("a backup comes", "[a b] 192.0.2.2", false, func() { s.Members(map[string]Member{"a": {}, "b": {}}) })
+	ads := &v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "x", Generation: 1}, Spec: v1beta1.BGPAdvertisementSpec{AddressTypes: []v1beta1.AddressType{v1beta1.AddressClusterIP}}}
+	step("ClusterIPs are announced", "", true, func() { configObject(s, s.objects.bgp)("x", ads, false) })
+	step("endpoint of a ClusterIP", "10.96.0.1 192.0.2.2", false, func() { s.endpointSlice("default/api", "x", slice(endpoint("b", &yes, nil, nil))) })
 }
 
 // Endpoints are counted as the Service proxy counts them.
@@ -167,29 +184,39 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// An address whose pool an edit took it out of keeps the announcements of that pool.
+// An address that an edit of its pool took out of it keeps the announcements of the pool: until the controller has seen
+// the edit as before it, then as the status says.
 func TestPoolOfAnAddressThatFellOut(t *testing.T) {
 	s := known()
-	set := func(spec string) {
-		configObject(s, s.objects.pools)("lan", &v1beta1.IPAddressPool{
-			ObjectMeta: metav1.ObjectMeta{Name: "lan", UID: "1", Generation: rand.Int64()},
-			Spec:       v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{v1beta1.AddressRange(spec)}},
-		}, false)
-		s.Changes()
-	}
 	a := netip.MustParseAddr("192.0.2.1")
 	s.service("default/web", loadBalancer("web", a.String()))
-	set("192.0.2.0/24")
-	if p := s.View().PoolOf(a); p != "lan" {
-		t.Fatalf("pool %q", p)
+	lan := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan", UID: "1"}}
+	set := func(what, spec string, generation, seen int64, want string, kept ...string) {
+		t.Helper()
+		lan = lan.DeepCopy()
+		lan.Generation = generation
+		lan.Spec.Addresses = []v1beta1.AddressRange{v1beta1.AddressRange(spec)}
+		lan.Status.Kept = kept
+		lan.Status.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady, ObservedGeneration: seen}}
+		s.pool("lan", lan, false)
+		s.Changes()
+		if p := s.View().PoolOf(a); p != want {
+			t.Errorf("%s: pool %q, want %q", what, p, want)
+		}
 	}
-	set("198.51.100.0/24")
-	if p := s.View().PoolOf(a); p != "lan" {
-		t.Errorf("pool %q after the edit, want still lan", p)
-	}
-	s.service("default/web", nil)
-	if p := s.View().PoolOf(a); p != "" {
-		t.Errorf("pool %q after the Service is gone, want none", p)
+	set("new", "192.0.2.0/24", 1, 0, "lan")
+	set("seen", "192.0.2.0/24", 1, 1, "lan")
+	set("edited", "198.51.100.0/24", 2, 1, "lan")
+	set("edited again", "203.0.113.0/24", 3, 2, "lan", a.String())
+	set("seen and kept", "203.0.113.0/24", 3, 3, "lan", a.String())
+	set("seen and not kept", "203.0.113.0/24", 3, 3, "")
+	set("edited back", "192.0.2.0/24", 4, 3, "lan")
+	set("edited", "203.0.113.0/24", 5, 4, "lan")
+	set("seen and not kept", "203.0.113.0/24", 5, 5, "")
+	set("edited back", "192.0.2.0/24", 6, 5, "lan")
+	s.pool("lan", lan, true)
+	if s.Changes(); s.View().PoolOf(a) != "" {
+		t.Error("the pool is gone, and still has the address")
 	}
 }
 
@@ -232,7 +259,7 @@ func TestLiving(t *testing.T) {
 // What speakers write of themselves is what whoever is no speaker decides by: who is alive, on which interfaces, and that
 // the time of a node that is drained is up.
 func TestSpeakers(t *testing.T) {
-	s := New(true)
+	s := New(Options{})
 	for _, n := range []string{"a", "b", "c"} {
 		s.node(n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n, Annotations: map[string]string{v1beta1.AnnotationDrain: map[string]string{"a": "true"}[n]}}})
 	}
@@ -380,11 +407,11 @@ func TestRandomEvents(t *testing.T) {
 		}
 		n := 0
 		for addr, keys := range s.byAddr {
-			if len(keys) == 0 {
-				t.Fatalf("%s is kept though nobody claims it", addr)
+			if len(keys) == 0 || !slices.IsSorted(keys) {
+				t.Fatalf("%s is kept for %v", addr, keys)
 			}
-			for key := range keys {
-				if n++; s.claimed[key][addr] == nil || s.services[key] == nil {
+			for _, key := range keys {
+				if n++; s.as(key, addr) == 0 || s.services[key] == nil {
 					t.Fatalf("%s is held for %s, which does not claim it", addr, key)
 				}
 			}
@@ -398,81 +425,66 @@ func TestRandomEvents(t *testing.T) {
 	}
 }
 
-// Owners on the local network are planned for all addresses together, anew when something has changed, and for the oldest
-// Services first.
-func TestLayer2(t *testing.T) {
-	s := known()
-	for _, n := range []string{"a", "b"} {
-		s.node(n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}})
-	}
-	s.Fellows(map[string]Fellow{"a": {}, "b": {}})
-	s.objects.l2["all"] = &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}
-	s.dirtyConfig = true
-	const n = 12
-	for i := range n {
-		key := fmt.Sprintf("default/web%d", i)
-		svc := loadBalancer(fmt.Sprint("web", i), fmt.Sprintf("192.0.2.%d", n-i))
-		svc.CreationTimestamp = metav1.Unix(int64(i), 0)
-		s.endpointSlice(key, "x", slice(endpoint("a", nil, nil, nil)))
-		s.service(key, svc)
-	}
-	s.Changes()
-	plan := s.Layer2()
-	if s.Changes(); s.Layer2() != plan {
-		t.Error("a new plan though nothing has changed")
-	}
-	owners := map[netip.Addr]string{}
-	for i := range n {
-		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})
-		if owners[addr], _ = plan.Owner(addr); owners[addr] == "" {
-			t.Errorf("nobody owns %s: %s", addr, plan.Explain(addr).Why)
+// Whatever the events, who owns what is what would be decided from scratch, and what has changed was reported.
+func TestOwners(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 30 {
+		s := known()
+		pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan", Generation: 1}, Spec: v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/25"}}}
+		s.pool("lan", pool, false)
+		configObject(s, s.objects.l2)("all", &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"},
+			Spec: v1beta1.L2AdvertisementSpec{NodeSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{"x": "y"}}}}}, false)
+		told := map[netip.Addr]announce.Layer2{}
+		for range 200 {
+			for range 1 + r.IntN(2*many)*r.IntN(2) {
+				node, svc := fmt.Sprint("n", r.IntN(2*many)), fmt.Sprint("s", r.IntN(40))
+				switch r.IntN(6) {
+				case 0:
+					s.node(node, nil)
+				case 1, 2:
+					s.node(node, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node, Labels: map[string]string{"x": []string{"y", "y", "z"}[r.IntN(3)]}}})
+				case 3:
+					alive := maps.Clone(s.members)
+					if alive[node] = (Member{Gate: []string{"", "", "it should not"}[r.IntN(3)]}); r.IntN(3) == 0 {
+						delete(alive, node)
+					}
+					s.Members(alive)
+				case 4:
+					o := loadBalancer(svc, fmt.Sprintf("192.0.2.%d", r.IntN(140)))
+					if r.IntN(3) == 0 {
+						o.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+					}
+					s.service("default/"+svc, o)
+				case 5:
+					s.endpointSlice("default/"+svc, "x", slice(endpoint(node, nil, nil, nil), endpoint(fmt.Sprint("n", r.IntN(2*many)), nil, nil, nil)))
+				}
+			}
+			c := s.Changes()
+			scratch := &announce.View{Config: s.View().Config, PoolOf: s.View().PoolOf, Nodes: maps.Clone(s.View().Nodes)}
+			now := map[netip.Addr]announce.Layer2{}
+			for addr := range s.byAddr {
+				if d := scratch.Layer2(addr, s.ClaimsOn(addr)); d.Advertised {
+					now[addr] = d
+				}
+				if is, want := s.Owner(addr), scratch.Layer2(addr, s.ClaimsOn(addr)); !is.Equal(want) {
+					t.Fatalf("%s: %+v, from scratch %+v", addr, is, want)
+				}
+			}
+			for addr, d := range told {
+				if !d.Equal(now[addr]) && !slices.Contains(c.Addrs, addr) {
+					t.Fatalf("%s was %+v, is %+v, and nobody was told", addr, d, now[addr])
+				}
+			}
+			told = now
+			n := 0
+			for addr, d := range s.Owners() {
+				if n++; !d.Equal(now[addr]) {
+					t.Fatalf("%s: %+v is listed, want %+v", addr, d, now[addr])
+				}
+			}
+			if n != len(now) {
+				t.Fatalf("%d decisions are listed, want %d", n, len(now))
+			}
 		}
-	}
-	if owner, _ := plan.Owner(netip.MustParseAddr("10.96.0.1")); owner != "" {
-		t.Errorf("%s owns a ClusterIP", owner)
-	}
-
-	// The youngest Service is the last in the order, with whatever address: no other moves when it goes.
-	s.service(fmt.Sprintf("default/web%d", n-1), nil)
-	s.Changes()
-	if s.Layer2() == plan {
-		t.Fatal("the same plan though a Service is gone")
-	}
-	for addr, was := range owners {
-		if is, _ := s.Layer2().Owner(addr); is != was && addr != netip.MustParseAddr("192.0.2.1") {
-			t.Errorf("%s has moved from %s to %s", addr, was, is)
-		}
-	}
-}
-
-// A pool that is deleted while a Service has an address of it is still selected by its labels.
-func TestDeletedPoolIsStillAnnounced(t *testing.T) {
-	s := known()
-	a := netip.MustParseAddr("192.0.2.1")
-	s.service("default/web", loadBalancer("web", a.String()))
-	lan := &v1beta1.IPAddressPool{
-		ObjectMeta: metav1.ObjectMeta{Name: "lan", Labels: map[string]string{"tier": "gold"}},
-		Spec:       v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.0.2.0/24"}},
-	}
-	s.pool("lan", lan, false)
-	configObject(s, s.objects.l2)("gold", &v1beta1.L2Advertisement{
-		ObjectMeta: metav1.ObjectMeta{Name: "gold"},
-		Spec:       v1beta1.L2AdvertisementSpec{IPAddressPoolSelectors: []metav1.LabelSelector{{MatchLabels: map[string]string{"tier": "gold"}}}},
-	}, false)
-	selected := func() bool {
-		s.Changes()
-		return s.View().Config.L2[0].Pools.Has(s.View().PoolOf(a))
-	}
-	if !selected() {
-		t.Fatal("not selected at first")
-	}
-	s.pool("lan", lan, true)
-	if !selected() {
-		t.Error("not selected any more when the pool is deleted")
-	}
-	s.service("default/web", nil)
-	s.dirtyConfig = true
-	if selected() || len(s.gone) > 0 {
-		t.Errorf("remembered though nobody has an address of it: %v", s.gone)
 	}
 }

@@ -21,7 +21,8 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 )
 
-// Watch feeds a cache's objects of every kind that decisions are made of into the snapshot, and calls changed after each.
+// Watch feeds a cache's objects of every kind that decisions are made of into the snapshot, and calls changed when
+// something has to be decided anew.
 // The returned functions say when the objects that there are have all been taken in: before that, the snapshot is not
 // complete, and unknown is not empty. A cluster whose API has no ServiceCIDR, older than Kubernetes 1.33, has none; that
 // is logged.
@@ -65,8 +66,11 @@ func feed[T any, P object[T]](ctx context.Context, c cache.Cache, s *Snapshot, c
 	return On(ctx, c, func(key string, o P, gone bool) {
 		s.Lock()
 		f(key, o, gone)
+		news := s.pending()
 		s.Unlock()
-		changed()
+		if news {
+			changed()
+		}
 	})
 }
 
@@ -108,16 +112,31 @@ func On[T any, P object[T]](ctx context.Context, c cache.Cache, f func(key strin
 	return reg.HasSynced, nil
 }
 
-// pool takes in a pool, and remembers one that is gone while it may matter.
+// pool takes in a pool. One that was edited counts as it was before, too, until the controller has seen the edit: what
+// keeps its address then is in the status.
 func (s *Snapshot) pool(name string, obj *v1beta1.IPAddressPool, gone bool) {
-	if gone {
-		s.gone[name] = obj
-	}
 	old := s.objects.pools[name]
 	configObject(s, s.objects.pools)(name, obj, gone)
+	edited := old != nil && !gone && old.GetUID() == obj.GetUID() && old.GetGeneration() != obj.GetGeneration()
+	switch had := s.earlier[name] != nil; {
+	case gone || seen(obj) >= obj.GetGeneration():
+		if delete(s.earlier, name); had {
+			s.dirtyConfig = true
+		}
+	case edited && (!had || seen(obj) >= old.GetGeneration()): // addresses are given by what it has seen
+		s.earlier[name] = old
+	}
 	if old == nil || gone || !slices.Equal(old.Status.Kept, obj.Status.Kept) {
 		s.keep()
 	}
+}
+
+// seen is the generation of a pool that the controller has seen last, -1 when none.
+func seen(p *v1beta1.IPAddressPool) int64 {
+	if c := meta.FindStatusCondition(p.Status.Conditions, v1beta1.ConditionReady); c != nil {
+		return c.ObservedGeneration
+	}
+	return -1
 }
 
 // keep reads from the pools' statuses which addresses were theirs.

@@ -70,7 +70,7 @@ func TestWatchWithoutServiceCIDRs(t *testing.T) {
 			}
 			var log bytes.Buffer
 			informers := &informertest.FakeInformers{Scheme: scheme}
-			s := New(true)
+			s := New(Options{})
 			synced, err := s.Watch(t.Context(), failing{informers, tt.err}, slog.New(slog.NewTextHandler(&log, nil)), func() {})
 			switch {
 			case tt.want == "" && err != nil:

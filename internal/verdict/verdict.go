@@ -77,7 +77,6 @@ const Youth = 10 * time.Second
 // Judge gives verdicts by what is known at one time. What its view refers to must not be changed while it is used.
 type Judge struct {
 	view      *announce.View
-	plan      func() *announce.Plan
 	now       time.Time
 	nodes     []string // sorted
 	answers   map[netip.Addr][]Answer
@@ -95,11 +94,10 @@ type state struct {
 	young   bool
 }
 
-// New is a Judge. plan is called only for addresses that nobody announces; of the speakers, those count that are alive in
-// the view: what a dead one wrote last is no longer true.
-func New(view *announce.View, plan func() *announce.Plan, speakers map[string]*v1beta1.Speaker, now time.Time) *Judge {
+// New is a Judge. Of the speakers, those count that are alive in the view: what a dead one wrote last is no longer true.
+func New(view *announce.View, speakers map[string]*v1beta1.Speaker, now time.Time) *Judge {
 	j := &Judge{
-		view: view, plan: plan, now: now, nodes: slices.Sorted(maps.Keys(view.Nodes)), answers: map[netip.Addr][]Answer{},
+		view: view, now: now, nodes: slices.Sorted(maps.Keys(view.Nodes)), answers: map[netip.Addr][]Answer{},
 		conflicts: map[netip.Addr][]Conflict{}, sessions: map[session]state{}, peers: map[string]*config.Peer{},
 		weighted: slices.ContainsFunc(view.Config.BGP, func(ad config.BGPAdvertisement) bool { return ad.Weighted }),
 	}
@@ -199,7 +197,7 @@ func (j *Judge) Of(addr netip.Addr, claims []announce.Claim) Verdict {
 		}
 		return v
 	}
-	l2 := j.plan().Explain(addr)
+	l2 := j.view.ExplainLayer2(addr, claims)
 	set := func(reason, text string) { v.Reason, v.Text = reason, text }
 	switch {
 	case len(v.Conflicts) > 0:

@@ -78,8 +78,7 @@ func (w *world) local() {
 }
 
 func (w *world) of() Verdict {
-	plan := func() *announce.Plan { return w.view.PlanLayer2(map[netip.Addr][]announce.Claim{addr: w.claims}) }
-	return New(w.view, plan, w.speakers, now).Of(addr, w.claims)
+	return New(w.view, w.speakers, now).Of(addr, w.claims)
 }
 
 var stranger = v1beta1.AddressConflict{Address: addr.String(), HardwareAddress: "02:00:00:00:00:99", Interface: "eth0"}
@@ -203,7 +202,7 @@ func TestMixedWeights(t *testing.T) {
 		Peers: []config.Peer{
 			{Name: "rack1", Address: router1, Port: 179}, {Name: "rack2", Address: router1, Port: 179}, {Name: "spine", Address: router2, Port: 179},
 		},
-	}}, nil, nil, now)
+	}}, nil, now)
 	one := func(node, peer string, weighted bool) Route {
 		return Route{Node: node, Peer: peer, Prefix: netip.PrefixFrom(addr, 32), weighted: weighted}
 	}

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
@@ -28,7 +27,7 @@ type world struct {
 	facts    *facts
 	made     int // Services so far
 	frames   []frame
-	plans    map[knowledge]*announce.Plan
+	plans    map[knowledge]*plan
 
 	changed  int                // when anything changed last that speakers decide by
 	quiet    int                // how long nothing must have changed before the network is judged
@@ -68,7 +67,7 @@ type speaker struct {
 	knows    knowledge
 	factsDue int
 	due      []int // when it notices that a fellow has died, come, or changed
-	plan     *announce.Plan
+	plan     *plan
 	held     map[netip.Addr]*holding
 	addrs    []netip.Addr // of them
 }
@@ -107,7 +106,7 @@ func name(i int) string { return fmt.Sprintf("node%d", i) }
 func newWorld(t *testing.T, r *rand.Rand, nodes, addrs int) *world {
 	w := &world{
 		t: t, rand: r, segment: make([]int, nodes), part: make([]int, nodes), gated: make([]bool, nodes),
-		plans: map[knowledge]*announce.Plan{}, facts: &facts{excluded: make([]bool, nodes)}, double: map[netip.Addr]int{},
+		plans: map[knowledge]*plan{}, facts: &facts{excluded: make([]bool, nodes)}, double: map[netip.Addr]int{},
 	}
 	for range addrs {
 		w.addService(w.facts)
@@ -125,7 +124,7 @@ func newWorld(t *testing.T, r *rand.Rand, nodes, addrs int) *world {
 func (w *world) addService(f *facts) {
 	w.made++
 	s := &announce.Service{
-		Namespace: "default", Name: fmt.Sprint("s", w.made), Created: time.Unix(int64(w.made), 0),
+		Namespace: "default", Name: fmt.Sprint("s", w.made),
 		LocalExternal: w.rand.IntN(4) == 0, Endpoints4: announce.Endpoints{Ready: w.endpoints()},
 	}
 	f.services = append(f.services, s)
@@ -313,15 +312,15 @@ func (w *world) learn(i int, s *speaker) {
 func (w *world) set(i int, s *speaker) {
 	s.plan = w.planFor(s.knows)
 	want := map[netip.Addr]*holding{}
-	s.addrs = s.plan.OwnedBy(name(i))
+	s.addrs = s.plan.ownedBy(name(i))
 	for _, addr := range s.addrs {
 		h := s.held[addr]
-		if h == nil || h.rival >= 0 && !s.plan.Before(addr, name(i))[name(h.rival)] {
+		if h == nil || h.rival >= 0 && !slices.Contains(s.plan.better(addr, name(i)), name(h.rival)) {
 			h = &holding{}
 			w.take(h)
 		}
 		switch {
-		case !w.dead(s, s.plan.Before(addr, name(i))):
+		case !w.dead(s, s.plan.better(addr, name(i))):
 			h.sought = 0
 		case h.sought == 0:
 			h.sought, h.seek = w.now, w.now+seekLeast
@@ -342,9 +341,9 @@ func (w *world) repeat(i int, s *speaker) {
 }
 
 // dead says whether a speaker takes one of some nodes for dead.
-func (w *world) dead(s *speaker, nodes map[string]bool) bool {
+func (w *world) dead(s *speaker, nodes []string) bool {
 	for j := range w.speakers {
-		if nodes[name(j)] && s.knows.alive>>j&1 == 0 {
+		if slices.Contains(nodes, name(j)) && s.knows.alive>>j&1 == 0 {
 			return true
 		}
 	}
@@ -361,7 +360,7 @@ func (w *world) take(h *holding) {
 
 // planFor is what a speaker decides. Speakers that know the same share a plan; now and then it is checked that they would
 // have come to the same.
-func (w *world) planFor(k knowledge) *announce.Plan {
+func (w *world) planFor(k knowledge) *plan {
 	p := w.plans[k]
 	if p != nil && w.rand.IntN(50) > 0 {
 		return p
@@ -369,8 +368,7 @@ func (w *world) planFor(k knowledge) *announce.Plan {
 	own := w.makePlan(k)
 	if p != nil {
 		for _, addr := range k.facts.addrs {
-			a, _ := p.Owner(addr)
-			if b, _ := own.Owner(addr); a != b {
+			if a, b := p.owners[addr], own.owners[addr]; a != b {
 				w.t.Fatalf("tick %d: from the same view one speaker gives %s to %q and another one to %q", w.now, addr, a, b)
 			}
 		}
@@ -379,8 +377,8 @@ func (w *world) planFor(k knowledge) *announce.Plan {
 	return own
 }
 
-func (w *world) makePlan(k knowledge) *announce.Plan {
-	v := announce.View{
+func (w *world) makePlan(k knowledge) *plan {
+	v := &announce.View{
 		Config: &config.Config{L2: []config.L2Advertisement{{Name: "all", Pools: config.Names{All: true}}}},
 		PoolOf: func(netip.Addr) string { return "lan" }, Nodes: map[string]*announce.Node{},
 	}
@@ -398,7 +396,32 @@ func (w *world) makePlan(k knowledge) *announce.Plan {
 	for i, s := range k.facts.services {
 		claims[k.facts.addrs[i]] = append(claims[k.facts.addrs[i]], announce.Claim{Service: s, Type: v1beta1.AddressLoadBalancerIP})
 	}
-	return v.PlanLayer2(claims)
+	p := &plan{v, claims, map[netip.Addr]string{}}
+	for addr, on := range claims {
+		p.owners[addr] = v.Layer2(addr, on).Owner
+	}
+	return p
+}
+
+// plan is what a speaker decides by what it knows.
+type plan struct {
+	view   *announce.View
+	claims map[netip.Addr][]announce.Claim
+	owners map[netip.Addr]string
+}
+
+func (p *plan) ownedBy(node string) (out []netip.Addr) {
+	for addr, owner := range p.owners {
+		if owner == node {
+			out = append(out, addr)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+func (p *plan) better(addr netip.Addr, node string) []string {
+	return p.view.Better(addr, p.claims[addr], node)
 }
 
 // hear is the rule of the wire: a fellow with a better right is yielded to, any other is told.
@@ -406,7 +429,7 @@ func (w *world) hear(i int, s *speaker, f frame) {
 	h := s.held[f.addr]
 	switch {
 	case h == nil:
-	case s.plan.Before(f.addr, name(i))[name(f.from)]:
+	case slices.Contains(s.plan.better(f.addr, name(i)), name(f.from)):
 		*h = holding{rival: f.from, poll: w.now + pollInterval, sought: h.sought, seek: h.seek}
 		w.moment = true
 	case h.rival < 0:
@@ -534,8 +557,7 @@ func (w *world) judge() {
 			for i, s := range w.speakers {
 				alone := knowledge{w.facts, 1 << i, 0}
 				if s.running && w.segment[i] == seg {
-					owner, _ := w.planFor(alone).Owner(addr)
-					able = able || owner != ""
+					able = able || w.planFor(alone).owners[addr] != ""
 				}
 			}
 			if able != (n == 1) {
