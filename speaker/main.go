@@ -240,7 +240,7 @@ func (s *speaker) linksChanged() {
 func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
 	switch node := s.fellows.station(c.MAC); {
 	case node == "":
-		return layer2.Stranger
+		return layer2.Foreign
 	case node == s.o.node:
 		return layer2.Ignore
 	case s.ending.Load() || s.reconciler.hasBetterRight(node, c.Addr):

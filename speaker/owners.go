@@ -17,7 +17,7 @@ type duty struct {
 }
 
 func (p duty) equal(q duty) bool {
-	return p.Standby == q.Standby && p.Seek == q.Seek && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) && slices.Equal(p.better, q.better)
+	return p.Rank == q.Rank && p.Seek == q.Seek && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) && slices.Equal(p.better, q.better)
 }
 
 // confirm is how a node that is to take over from one that it takes for dead makes sure on the wire that it is.
@@ -28,7 +28,7 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	s := r.snapshot
 	d := s.Owner(addr)
 	old, had := r.duties[addr]
-	owned := had && !old.Standby
+	owned := had && old.Rank == 0
 	if d.Owner != r.node && d.Backup != r.node {
 		if d.Owner != "" && s.Claimed(addr) {
 			r.known[addr] = true
@@ -50,7 +50,9 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 			p.services = append(p.services, c.Service.Key())
 		}
 	}
-	if p.Standby = d.Owner != r.node; !p.Standby {
+	if d.Owner != r.node {
+		p.Rank = 1
+	} else {
 		dead := r.anyDead(p.better)
 		switch {
 		case owned:
@@ -58,8 +60,8 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 		case !r.known[addr]:
 			p.Probe = r.acd
 		case dead:
-			// That a better node is dead is hearsay. While it is heard to answer it has the address.
-			p.Standby, p.Probe, p.Used = r.held(addr), confirm, true
+			// That a better node is dead is hearsay. While it is heard to answer, layer2 leaves it the address.
+			p.Probe, p.Used = confirm, true
 		}
 		p.Seek = dead // it may be cut off rather than dead
 	}
@@ -67,9 +69,9 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	r.duties[addr] = p
 	r.better.Store(addr, p.better)
 	switch {
-	case owned && p.Standby:
+	case owned && p.Rank > 0:
 		r.logGivenUp(addr, d.Owner)
-	case !owned && !p.Standby:
+	case !owned && p.Rank == 0:
 		r.log.Info("takes address", "address", addr, "interfaces", p.Interfaces)
 	}
 	return !had || !p.equal(old)
@@ -89,17 +91,6 @@ func (r *reconciler) anyDead(nodes []string) bool {
 		node := r.snapshot.View().Nodes[n]
 		return node != nil && !node.Alive
 	})
-}
-
-// held says whether another speaker is heard to answer for an address.
-func (r *reconciler) held(addr netip.Addr) bool {
-	if r.holders == nil {
-		r.holders = map[netip.Addr]bool{}
-		for _, a := range r.layer2.Status().Addresses {
-			r.holders[a.Addr] = a.State == layer2.Standby && a.Holder != layer2.MAC{}
-		}
-	}
-	return r.holders[addr]
 }
 
 // note takes in which addresses Services have. first says that nothing was known before: what there is then, others may

@@ -30,7 +30,6 @@ type reconciler struct {
 	log       *slog.Logger
 	layer2    interface {
 		Set([]layer2.Address)
-		Status() layer2.Status
 	}
 	bgp       interface{ Set([]bgp.Session) }
 	guard     interface{ Set(guard.Want) } // nil: nothing is guarded
@@ -45,7 +44,6 @@ type reconciler struct {
 	outside  []string           // the node's interfaces that packets from outside come in by, nil when not known yet
 	secrets  map[string]map[string][]byte
 	duties   map[netip.Addr]duty // what this node does on the local network
-	holders  map[netip.Addr]bool // in a step: the addresses that another speaker is heard to answer for; nil: not asked yet
 	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
 	exports  map[netip.Addr][]announce.Export
 	weights  map[netip.Addr]weight
@@ -204,7 +202,6 @@ func (r *reconciler) step(now time.Time) {
 			routes = s.All()
 		}
 	}
-	r.holders = nil
 	l2Changed, bgpChanged := changes.All, me
 	for _, addr := range routes {
 		bgpChanged = r.decideBGP(addr, s.ClaimsOn(addr), now) || bgpChanged

@@ -44,6 +44,7 @@ type message struct {
 	target   netip.Addr
 	asker    netip.Addr // unspecified in a probe (RFC 5227 section 1.1, RFC 4862 section 5.4)
 	askerMAC MAC        // where the answer goes
+	poll     bool       // it is a question as poll makes it: to one station, for an address that it may have given up
 
 	// claim is the address that the sender says it has; the zero Addr when it says nothing.
 	claim    netip.Addr
@@ -67,9 +68,13 @@ func parse(frame []byte) (message, error) {
 	}
 	switch binary.BigEndian.Uint16(frame[12:]) {
 	case etherARP:
-		return parseARP(frame[etherLen:])
+		m, err := parseARP(frame[etherLen:])
+		m.poll = m.probe() && frame[0]&1 == 0
+		return m, err
 	case etherIPv6:
-		return parseNDP(MAC(frame[6:12]), frame[etherLen:])
+		m, err := parseNDP(MAC(frame[6:12]), frame[etherLen:])
+		m.poll = m.poll && frame[0]&1 == 0
+		return m, err
 	}
 	return message{}, fmt.Errorf("ethernet type: %w", errFrame)
 }
@@ -137,7 +142,7 @@ func parseNDP(source MAC, b []byte) (message, error) {
 			return bad("target")
 		}
 		mac, option := hardwareAddr(p.Options, ndp.Source, source)
-		m := message{ask: true, target: p.TargetAddress, asker: src, askerMAC: mac}
+		m := message{ask: true, target: p.TargetAddress, asker: src, askerMAC: mac, poll: dst.IsMulticast()}
 		if src.IsUnspecified() {
 			if option || !isSolicitedNode(dst) {
 				return bad("duplicate address probe")

@@ -2,7 +2,7 @@ package layer2
 
 import (
 	"log/slog"
-	"math"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -12,23 +12,6 @@ import (
 	"time"
 )
 
-// State is what a Responder does about an address.
-type State string
-
-const (
-	// Probing: finding out whether the address is free; silent.
-	Probing State = "Probing"
-	// Answering: answered and announced on the address's interfaces.
-	Answering State = "Answering"
-	// Standby: another speaker holds the address; silent, until that one is.
-	Standby State = "Standby"
-	// Contested: a stranger had the address before it was announced for the first time; silent, until that one is.
-	Contested State = "Contested"
-)
-
-// States are all of them.
-func States() []State { return []State{Probing, Answering, Standby, Contested} }
-
 // holding is an address of the set. The atomics are shared with the readers; the rest belongs to Responder.mu.
 type holding struct {
 	addr   netip.Addr
@@ -37,16 +20,21 @@ type holding struct {
 	reason string
 	since  time.Time
 	slots  map[int]*slot // by interface index
-	asked  int           // probes sent
-	probe  *task
-	seek   *task
-	sought time.Time // since when it is sought elsewhere; zero: it is not
-	rivals map[MAC]*rival
-	left   bool // was out of the set since the last sync, even if it is in it again
-	// defended is when the address was last defended against a stranger.
+
+	question *task     // the next question whether anybody has it, in Probing and in Standby without a holder
+	asked    int       // questions so far
+	takeAt   time.Time // in Standby without a holder: when it is taken if nobody answers
+
+	holders  map[int]*claimant     // in Standby: the member that was heard last to answer on each interface
+	lost     map[nodeKey]*claimant // members that it was taken from
+	foreign  map[MAC]*claimant
+	sought   *claimant // itself, if it is sought elsewhere
+	left     bool      // was out of the set since the last sync, even if it is in it again
 	defended time.Time
+	contest  struct{ since, last time.Time } // when members that rank behind this node claimed it while it answered
 
 	quiet   atomic.Bool // not answered
+	ceding  atomic.Bool // answered for clients only: another member is chosen, and takes it when it hears nobody answer
 	probing atomic.Bool
 	last    atomic.Pointer[stamp]
 
@@ -67,33 +55,24 @@ type slot struct {
 	task  *task
 }
 
-// rival is another claimant of a holding's address.
-type rival struct {
-	claim   Claim
-	index   int // of the interface
-	verdict Verdict
-	since   time.Time
-	heard   time.Time
-	// lost is when a speaker that this node yielded to fell silent, and the address was taken from it; zero while it is
-	// not. It is asked on, since nobody else may tell when a network that fell apart is whole again.
-	lost time.Time
-	// unanswered is when it was asked first since it was heard; zero when nothing is open.
-	unanswered time.Time
-	misses     int
-	task       *task
-}
+// maxForeign is how many foreign hosts with one address are kept track of: a flood of invented ones costs nothing. Members
+// are as many as there are nodes.
+const maxForeign = 8
 
-// holds reports whether the rival is a speaker that this node keeps silent for.
-func (v *rival) holds() bool { return v.verdict == Yield && v.lost.IsZero() }
-
-// A few claimants are kept, so that a flood of invented ones costs nothing.
-const maxRivals = 8
-
-// The defence interval and the pace at which a stranger is asked whether it is still there.
 const (
 	defendInterval = 10 * time.Second // DEFEND_INTERVAL, RFC 5227 section 1.1
-	strangerPoll   = 30 * time.Second
-	strangerRetry  = time.Second
+	// At this pace a foreign host is asked whether it is still there.
+	foreignPoll    = 30 * time.Second
+	foreignRetry   = time.Second
+	foreignMisses  = 3
+	contestLasts   = 1500 * time.Millisecond // then the lower hardware address decides
+	contestForgets = 5 * time.Second
+	// A backup that never heard anybody answer waits so long, times its rank; one whose holder fell silent, times the
+	// backups before it.
+	patience    = 3 * time.Second
+	turnOf      = time.Second
+	questions   = 3 // before an address is taken, and to find out whom to watch
+	questionGap = 50 * time.Millisecond
 )
 
 // announceAt are the times of the announcements after an address or a link came; periodic ones follow.
@@ -114,104 +93,181 @@ func (h *holding) selects(l Link) bool {
 }
 
 func (r *Responder) hold(want Address) *holding {
-	h := &holding{addr: want.Addr, want: want, slots: map[int]*slot{}, rivals: map[MAC]*rival{}}
+	h := &holding{addr: want.Addr, want: want, slots: map[int]*slot{},
+		holders: map[int]*claimant{}, lost: map[nodeKey]*claimant{}, foreign: map[MAC]*claimant{}}
 	h.quiet.Store(true)
-	h.probe = newTask(func(now time.Time) time.Time { return r.ask(h, now) })
-	h.seek = newTask(func(now time.Time) time.Time { return r.seek(h, now) })
+	h.question = newTask(func(now time.Time) time.Time { return r.ask(h, now) })
 	return h
 }
 
-// begin puts a new holding into its first state.
-func (r *Responder) begin(h *holding, now time.Time) {
-	switch {
-	case h.want.Standby:
-		r.become(h, Standby, "another speaker is chosen", now)
-	case h.want.Probe.Count > 0:
-		r.become(h, Probing, "not announced before", now)
-	default:
-		r.become(h, Answering, "chosen", now)
-	}
-}
-
 // drop forgets a holding.
-func (r *Responder) drop(h *holding) {
+func (r *Responder) drop(h *holding, now time.Time) {
 	h.quiet.Store(true)
 	h.probing.Store(false)
+	for _, v := range h.claimants() {
+		r.forget(v)
+	}
 	for index := range h.slots {
-		r.detach(h, index)
+		r.detach(h, index, now)
 	}
-	for _, v := range h.rivals {
-		r.forget(h, v)
+	for _, p := range r.ports {
+		p.unlisten(h)
 	}
-	r.plan.cancel(h.probe)
-	r.unsearch(h)
+	r.plan.cancel(h.question)
+	r.seek(h, false, now)
 	delete(r.held, h.addr)
 	r.news.add(string(h.state)+" ended", "no longer wanted", h.addr)
 	r.changed = true
 }
 
-// become changes the state, and starts or ends what goes with it.
-func (r *Responder) become(h *holding, state State, reason string, now time.Time) {
+// claimants are all other stations that have or had the address.
+func (h *holding) claimants() (all []*claimant) {
+	all = slices.AppendSeq(all, maps.Values(h.holders))
+	all = slices.AppendSeq(all, maps.Values(h.lost))
+	return slices.AppendSeq(all, maps.Values(h.foreign))
+}
+
+// wanted takes in what Set says of an address, old or new, and what Judge says by now of those who claim it.
+func (r *Responder) wanted(h *holding, want Address, now time.Time) {
+	before := h.want.Rank
+	h.want = want
+	for _, v := range h.lost {
+		if verdict := r.config.Judge(v.claim); verdict == Foreign || verdict == Ignore {
+			r.forget(v)
+		}
+	}
+	h.ceding.Store(want.Rank > 0 && h.state == Answering && (before == 0 || h.ceding.Load()))
+	var relieved, bound bool // who kept this node from answering does not any more; somebody does
+	for _, v := range h.holders {
+		switch verdict := r.config.Judge(v.claim); verdict {
+		case Foreign, Ignore:
+			r.forget(v)
+			relieved = true
+		default:
+			relieved = relieved || verdict == Defend && v.verdict != Defend
+			// Where it is only said that a better member is dead, or where this node may not take back, it is left alone.
+			bound = bound || verdict == Leave || verdict == Yield && want.Probe.Count > 0
+			v.verdict = verdict
+		}
+	}
+	for _, v := range h.foreign {
+		if r.config.Judge(v.claim) != Foreign {
+			r.leaves(v, now)
+		}
+	}
+	switch held := len(h.holders) > 0; {
+	case want.Rank > 0 && (before == 0 || h.state == unset):
+		r.happen(h, backup, "", now)
+	case want.Rank > 0 && relieved && !held:
+		r.await(h, time.Duration(want.Rank-1)*turnOf, now)
+	case want.Rank > 0 || bound: // it is left with the member that has it
+	case before > 0 || h.state == unset || relieved:
+		e := chosen
+		if want.Probe.Count > 0 && !held && !relieved {
+			e = unused
+		}
+		r.happen(h, e, "", now)
+	}
+	r.seek(h, want.Seek && h.state == Answering, now)
+}
+
+// happen takes an address through an event. who, if not empty, is whose doing it is.
+func (r *Responder) happen(h *holding, e event, who string, now time.Time) {
+	state, reason := h.state.next(e)
+	if state == h.state {
+		return
+	}
+	if who != "" {
+		reason += ": " + who
+	}
 	h.state, h.reason, h.since = state, reason, now
 	h.quiet.Store(state != Answering)
+	h.ceding.Store(false)
+	h.last.Store(nil) // what was said before counts afresh
 	h.probing.Store(state == Probing && !h.want.Used)
 	r.changed = true
 	r.news.add(string(state), reason, h.addr)
-	r.plan.cancel(h.probe)
+	r.plan.cancel(h.question)
+	if state != Standby {
+		for _, v := range h.holders {
+			r.lose(v, now)
+		}
+	}
 	switch state {
 	case Answering:
-		for _, v := range h.rivals {
-			if v.holds() {
-				r.lose(v, now)
-			}
-		}
 		for _, s := range h.slots {
 			r.revive(h, s, now)
 		}
-	case Probing, Standby:
-		// In Standby the questions find out whom to watch.
+	case Probing:
 		h.asked = 0
-		r.plan.set(h.probe, now)
+		r.plan.set(h.question, r.spread(now, 200*time.Microsecond))
+	case Standby:
+		if len(h.holders) == 0 {
+			r.await(h, patience*time.Duration(max(h.want.Rank, 1)), now)
+		}
 	}
-	r.search(h, now)
+	r.seek(h, h.want.Seek && state == Answering, now)
 }
 
-// search begins or ends that an address is sought elsewhere.
-func (r *Responder) search(h *holding, now time.Time) {
-	switch wanted := h.want.Seek && h.state == Answering; {
-	case !wanted:
-		r.unsearch(h)
-	case h.sought.IsZero():
-		h.sought = now
-		r.seekers++
-		r.plan.set(h.seek, now.Add(r.seekPace(h, now)))
+// spread is a time for one of many things that are due together.
+func (r *Responder) spread(now time.Time, gap time.Duration) time.Time {
+	r.crowd++
+	return now.Add(time.Duration(r.crowd-1) * gap)
+}
+
+// await has everybody asked for an address that this node stands by for, and takes it after a time if nobody answers.
+func (r *Responder) await(h *holding, wait time.Duration, now time.Time) {
+	// Two that yielded to each other must not both take it at the same time.
+	h.asked, h.takeAt = 0, now.Add(wait+questions*questionGap+rand.N(questionGap))
+	r.plan.set(h.question, r.spread(now, 200*time.Microsecond))
+}
+
+// ask sends the next question on every port that can carry one. Without any it waits for a link to come.
+func (r *Responder) ask(h *holding, now time.Time) (next time.Time) {
+	switch {
+	case h.state == Probing && h.asked >= h.want.Probe.Count,
+		h.state == Standby && !now.Before(h.takeAt) && len(h.foreign) == 0:
+		r.happen(h, unanswered, "", now)
+		return time.Time{}
+	case h.state == Standby && !now.Before(h.takeAt): // the foreign host may be why nobody answers
+		h.takeAt = now.Add(patience * time.Duration(max(h.want.Rank, 1)))
 	}
-}
-
-func (r *Responder) unsearch(h *holding) {
-	if !h.sought.IsZero() {
-		h.sought = time.Time{}
-		r.seekers--
+	if !r.inquire(h) {
+		return time.Time{}
 	}
-	r.plan.cancel(h.seek)
+	h.asked++
+	if h.state == Probing {
+		return now.Add(h.want.Probe.Interval)
+	}
+	last := h.takeAt.Add(-questions * questionGap)
+	if h.asked >= questions && now.Before(last) {
+		return last
+	}
+	return now.Add(questionGap)
 }
 
-// seek asks everybody who has an address that this node answers for. A fellow's answer is a claim, which Judge judges.
-func (r *Responder) seek(h *holding, now time.Time) (next time.Time) {
-	r.question(h)
-	return now.Add(r.seekPace(h, now))
+// inquire asks everybody on every port who has an address, and reports whether any port could carry that.
+func (r *Responder) inquire(h *holding) (sent bool) {
+	for _, s := range h.slots {
+		if !s.port.link.Carrier {
+			continue
+		}
+		frame, err := probe(h.addr, s.port.link.MAC)
+		r.send(h, s.port, frame, err)
+		sent = true
+	}
+	return sent
 }
 
-// seekPace is the time between two such questions. All stations of the network hear them: at most five a second are about
-// all addresses together. One answer is enough to have all asked for at once.
-func (r *Responder) seekPace(h *holding, now time.Time) time.Duration {
-	return max(fade(now.Sub(h.sought)), time.Duration(r.seekers)*200*time.Millisecond)
-}
-
-// fade is the time between two questions about what has been amiss for so long: often enough to find a network whole
-// again within moments of a short break.
-func fade(since time.Duration) time.Duration {
-	return min(max(since/100, 200*time.Millisecond), 10*time.Second)
+// send sends a frame about an address, unless err says that there is none, and reports whether it could.
+func (r *Responder) send(h *holding, p *port, frame []byte, err error) bool {
+	if err == nil {
+		err = p.wire.send(frame)
+	}
+	if err != nil {
+		h.failures.Add(1)
+	}
+	return err == nil
 }
 
 // attach starts answering on a port.
@@ -222,23 +278,37 @@ func (r *Responder) attach(h *holding, p *port, index int, now time.Time) {
 	r.revive(h, s, now)
 }
 
-func (r *Responder) detach(h *holding, index int) {
-	r.plan.cancel(h.slots[index].task)
+func (r *Responder) detach(h *holding, index int, now time.Time) {
+	s := h.slots[index]
+	if s == nil {
+		return
+	}
+	r.plan.cancel(s.task)
 	delete(h.slots, index)
 	r.changed = true
+	for _, v := range h.claimants() {
+		switch {
+		case v.index != index:
+		case v == h.holders[index]:
+			r.lapse(v, true, now)
+		case v.node == nil:
+			r.leaves(v, now)
+		}
+	}
 }
 
 // revive starts the announcements of a slot from the first one, or the questions where nothing may be announced.
 func (r *Responder) revive(h *holding, s *slot, now time.Time) {
 	r.changed = true
 	s.step, s.start = 0, now
-	switch h.state {
-	case Answering:
+	switch {
+	case h.state == Answering:
 		r.plan.set(s.task, now)
-	case Probing, Standby:
-		if h.probe.index < 0 {
-			r.plan.set(h.probe, now)
-		}
+	case h.question.index >= 0:
+	case h.state == Probing:
+		r.plan.set(h.question, now)
+	case h.state == Standby && len(h.holders) == 0:
+		r.await(h, patience*time.Duration(max(h.want.Rank, 1)), now)
 	}
 }
 
@@ -264,346 +334,127 @@ func (r *Responder) announce(h *holding, s *slot, now time.Time) (next time.Time
 // declare tells all neighbours on a port that the address is here, and reports whether it could.
 func (r *Responder) declare(h *holding, s *slot) bool {
 	frames, err := announcement(h.addr, s.port.link.MAC)
-	for _, f := range frames {
-		if err == nil {
-			err = s.port.wire.send(f)
-		}
-	}
 	if err != nil {
-		h.failures.Add(1)
-		return false
+		return r.send(h, s.port, nil, err)
+	}
+	for _, f := range frames {
+		if !r.send(h, s.port, f, nil) {
+			return false
+		}
 	}
 	h.announcements.Add(1)
 	return true
 }
 
-// ask sends the next probe on every port that can carry one. Without any it waits for a link to come.
-func (r *Responder) ask(h *holding, now time.Time) (next time.Time) {
-	limit := h.want.Probe
-	if h.state == Standby {
-		limit = Probe{Count: 3, Interval: r.config.PollInterval}
-	}
-	if h.asked >= limit.Count {
-		if h.state == Probing {
-			r.become(h, Answering, "nobody else has it", now)
-		}
-		return time.Time{}
-	}
-	if !r.question(h) {
-		return time.Time{}
-	}
-	h.asked++
-	return now.Add(limit.Interval)
-}
-
-// question asks everybody on every port who has an address, and reports whether any port could carry that.
-func (r *Responder) question(h *holding) (sent bool) {
-	for _, s := range h.slots {
-		if !s.port.link.Carrier {
+// repeat announces everything that is answered again, 500 addresses a second.
+func (r *Responder) repeat(now time.Time) {
+	i := 0
+	for _, h := range r.held {
+		if h.state != Answering {
 			continue
 		}
-		frame, err := probe(h.addr, s.port.link.MAC)
-		if err == nil {
-			err = s.port.wire.send(frame)
-		}
-		if err != nil {
-			h.failures.Add(1)
-		}
-		sent = true
-	}
-	return sent
-}
-
-// repeat announces everything that is answered again.
-func (r *Responder) repeat(now time.Time) {
-	soon := now.Add(50 * time.Millisecond)
-	for _, h := range r.held {
 		for _, s := range h.slots {
-			if h.state != Answering || !s.port.link.Carrier || r.declare(h, s) {
-				continue
-			}
-			if s.task.index < 0 || s.task.at.After(soon) { // the queue was full
-				r.plan.set(s.task, soon)
+			at := now.Add(time.Duration(i) * 2 * time.Millisecond)
+			if s.task.index < 0 || s.task.at.After(at) {
+				r.plan.set(s.task, at)
 			}
 		}
+		i++
 	}
 }
 
 // judge handles a claim that a reader heard.
 func (r *Responder) judge(c heard) {
-	verdict := r.config.Judge(c.claim)
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	h := r.held[c.claim.Addr]
-	if h == nil || verdict == Ignore || c.claim.Probe && verdict != Stranger {
-		return // a fellow's question is no claim
+	if h == nil {
+		return
 	}
-	v := h.rivals[c.claim.MAC]
-	if v == nil {
-		if len(h.rivals) >= maxRivals {
+	switch verdict := r.config.Judge(c.claim); {
+	case verdict == Ignore:
+	case verdict == Foreign:
+		r.intrude(h, c, now)
+	case !c.claim.Probe: // a member's question is no claim
+		r.meet(h, c, verdict, now)
+	}
+}
+
+// meet is for a member that says that it has the address.
+func (r *Responder) meet(h *holding, c heard, verdict Verdict, now time.Time) {
+	if v := h.foreign[c.claim.MAC]; v != nil {
+		r.forget(v)
+	}
+	e := better
+	if (verdict == Defend || verdict == Leave && h.state == Answering) && !h.ceding.Load() {
+		e = worse
+	}
+	if e == worse && h.state == Answering && r.defend(h, c, now) {
+		e = lower
+	}
+	if back := h.lost[nodeKey{c.claim.MAC, c.index}]; e == better && (back != nil || h.sought != nil) {
+		r.welcome(h, c, now)
+	}
+	r.happen(h, e, c.claim.MAC.String(), now)
+	if h.state == Standby {
+		r.follow(h, c, verdict, now)
+	}
+}
+
+// intrude is for a host that is no member and has the address, or is about to take it.
+func (r *Responder) intrude(h *holding, c heard, now time.Time) {
+	v := h.foreign[c.claim.MAC]
+	fresh := v == nil
+	if fresh {
+		if len(h.foreign) >= maxForeign {
 			return
 		}
-		v = &rival{claim: c.claim, since: now, verdict: Ignore}
-		v.task = newTask(func(now time.Time) time.Time { return r.poll(h, v, now) })
-		h.rivals[c.claim.MAC] = v
+		v = &claimant{h: h, since: now}
+		v.task = newTask(func(now time.Time) time.Time { return r.pollForeign(v, now) })
+		h.foreign[c.claim.MAC] = v
 	}
-	v.heard, v.unanswered, v.misses, v.index, v.claim = now, time.Time{}, 0, c.index, c.claim
-	before, back := v.verdict, !v.lost.IsZero()
-	r.classify(h, v, verdict)
-	switch verdict {
-	case Yield:
-		if back || !h.sought.IsZero() {
-			r.welcome(h, v, now)
+	v.claim, v.index, v.verdict, v.heard, v.misses, v.asked = c.claim, c.index, Foreign, now, 0, time.Time{}
+	r.plan.set(v.task, now.Add(foreignPoll))
+	if h.state == Answering {
+		if s := h.slots[c.index]; s != nil && now.Sub(h.defended) >= defendInterval {
+			h.defended = now
+			r.declare(h, s)
 		}
-		if h.state != Standby {
-			r.become(h, Standby, "held by "+c.claim.MAC.String()+", which ranks before this node", now)
-		}
-		r.plan.set(v.task, now.Add(r.pace(v)))
-		// Of two that hold it one is about to leave, and must not count when the other one falls silent.
-		for _, w := range h.rivals {
-			if soon := now.Add(doubtful); w != v && w.holds() && w.task.at.After(soon) {
-				r.plan.set(w.task, soon)
-			}
-		}
-	case Defend:
-		r.forget(h, v)
-		switch h.state {
-		case Probing, Contested:
-			r.become(h, Answering, "held by "+c.claim.MAC.String()+", which ranks behind this node", now)
-		case Answering:
-			const damping = 10 * time.Millisecond
-			r.defend(h, c.index, now, damping)
-		}
-	case Stranger:
-		r.plan.set(v.task, now.Add(strangerPoll))
-		switch h.state {
-		case Probing:
-			if h.want.Used {
-				break // it is announced within moments, which is the defence
-			}
-			r.become(h, Contested, "held by a stranger, "+c.claim.MAC.String(), now)
-		case Answering:
-			r.defend(h, c.index, now, defendInterval)
-		}
-		if before != Stranger {
-			r.report(h.conflict(v), false)
-		}
+	}
+	if !h.want.Used { // else it is announced within moments, which is the defence
+		r.happen(h, foreign, c.claim.MAC.String(), now)
+	}
+	if fresh {
+		r.report(h.conflict(v), false)
 	}
 }
 
-// classify records the verdict about a rival; a conflict with what is no stranger after all is over.
-func (r *Responder) classify(h *holding, v *rival, verdict Verdict) {
-	if v.verdict == Stranger && verdict != Stranger {
-		r.report(h.conflict(v), true)
-	}
-	r.setRival(v, verdict, time.Time{})
-}
-
-// setRival keeps count of the rivals that are asked often and of those that are asked in case they come back.
-func (r *Responder) setRival(v *rival, verdict Verdict, lost time.Time) {
-	count := func(n int) {
-		switch {
-		case v.holds():
-			if r.watched[v.claim.MAC] += n; r.watched[v.claim.MAC] == 0 {
-				delete(r.watched, v.claim.MAC)
-			}
-		case !v.lost.IsZero():
-			r.ghosts += n
-		}
-	}
-	count(-1)
-	v.verdict, v.lost = verdict, lost
-	count(1)
-}
-
-// lose records that a holder is silent, or is not to hold the address any more.
-func (r *Responder) lose(v *rival, now time.Time) {
-	r.setRival(v, Yield, now)
-	v.unanswered, v.misses = time.Time{}, 0
-	r.plan.set(v.task, now.Add(r.ghostPace(v, now)))
-}
-
-// ghostPace is the time between two questions to a speaker that fell silent: at most 50 a second to all of them together.
-func (r *Responder) ghostPace(v *rival, now time.Time) time.Duration {
-	return max(fade(now.Sub(v.lost)), time.Duration(r.ghosts)*20*time.Millisecond)
-}
-
-// welcome is for a speaker that is back. Its answer was for this node only: told, alone as well, that the address was
-// here, it announces itself to all. Its other addresses are asked for at once, and so are those that are sought.
-func (r *Responder) welcome(h *holding, v *rival, now time.Time) {
-	for _, o := range r.held {
-		if !o.sought.IsZero() && o.seek.at.After(now) {
-			r.plan.set(o.seek, now)
-		}
-		if w := o.rivals[v.claim.MAC]; w != nil && !w.lost.IsZero() && w.task.at.After(now) {
-			r.plan.set(w.task, now)
-		}
-	}
-	s := h.slots[v.index]
-	if s == nil || h.state != Answering {
-		return
-	}
-	frames, err := announcement(h.addr, s.port.link.MAC)
-	if err == nil {
-		copy(frames[0], v.claim.MAC[:])
-		err = s.port.wire.send(frames[0])
-	}
-	if err != nil {
-		h.failures.Add(1)
-	}
-}
-
-// forget ends the watch over a rival.
-func (r *Responder) forget(h *holding, v *rival) {
-	r.classify(h, v, Ignore)
-	r.plan.cancel(v.task)
-	delete(h.rivals, v.claim.MAC)
-}
-
-// defend announces the address on one port, unless that was done less than interval ago.
-func (r *Responder) defend(h *holding, index int, now time.Time, interval time.Duration) {
-	s := h.slots[index]
-	if s == nil || now.Sub(h.defended) < interval {
-		return
-	}
-	h.defended = now
-	r.declare(h, s)
-}
-
-// doubtful is the time between two questions to a speaker that holds an address which another one holds too.
-const doubtful = 500 * time.Millisecond
-
-// pace is a time between two questions about one address to the speaker that holds it, such that one node asks at most
-// 200 a second, each speaker as many, and about all its addresses in turn: one that holds many is found silent as fast as
-// one that holds few; see silent.
-func (r *Responder) pace(v *rival) time.Duration {
-	least := r.config.PollInterval
-	mean := max(least, time.Duration(len(r.watched)*r.watched[v.claim.MAC])*5*time.Millisecond)
-	return least + rand.N(2*(mean-least)+1)
-}
-
-// poll asks a rival whether it still has the address. What it answers is a claim, which ends the waiting.
-func (r *Responder) poll(h *holding, v *rival, now time.Time) (next time.Time) {
-	pace, retry, limit := r.pace(v), r.config.PollInterval, r.config.PollMisses
-	switch {
-	case v.verdict == Stranger:
-		pace, retry, limit = strangerPoll, strangerRetry, 3
-	case !v.lost.IsZero():
-		pace = r.ghostPace(v, now)
-		retry, limit = pace, math.MaxInt
-	}
-	s := h.slots[v.index]
-	if s == nil && !v.lost.IsZero() {
-		return now.Add(pace)
-	}
+// defend announces an address against a member that ranks behind this node, so that it hears us. Where the two do not agree
+// about their ranks the one with the lower hardware address keeps it: defend reports whether that is the other one.
+func (r *Responder) defend(h *holding, c heard, now time.Time) (yield bool) {
+	const damping = 10 * time.Millisecond
+	s, t := h.slots[c.index], &h.contest
 	if s == nil {
-		r.silent(h, v, "its interface is gone", now)
-		return time.Time{}
+		return false
 	}
-	if !s.port.link.Carrier {
-		v.unanswered, v.misses = time.Time{}, 0
-		return now.Add(pace) // the silence is this node's
+	if now.Sub(t.last) > contestForgets {
+		t.since = now
 	}
-	if !v.unanswered.IsZero() {
-		if v.misses++; v.misses >= limit {
-			r.silent(h, v, "it does not answer any more", now)
-			return time.Time{}
-		}
-	} else {
-		v.unanswered = now
+	t.last = now
+	lasted := now.Sub(t.since)
+	if own := s.port.link.MAC; lasted > contestLasts && slices.Compare(c.claim.MAC[:], own[:]) < 0 {
+		return true
 	}
-	frame, err := poll(h.addr, s.port.link.MAC, v.claim.MAC, s.port.link.linkLocal())
-	if err == nil {
-		err = s.port.wire.send(frame)
-	}
-	if err != nil {
-		h.failures.Add(1)
-	}
-	return now.Add(retry)
-}
-
-// silent ends a rival that no longer answers for the address. When it is a speaker from which nothing was heard about
-// any other address either, it ends for all of them.
-func (r *Responder) silent(h *holding, v *rival, why string, now time.Time) {
-	if v.verdict != Yield {
-		r.lapse(h, v, why, now)
-		return
-	}
-	var all []*holding
-	for _, o := range r.held {
-		if w := o.rivals[v.claim.MAC]; w != nil && w.holds() {
-			if w.heard.After(v.unanswered) {
-				r.lapse(h, v, why, now)
-				return
-			}
-			all = append(all, o)
+	if now.Sub(h.defended) >= max(damping, lasted/4) {
+		h.defended = now
+		if lasted == 0 { // in two seconds we say it again, and the other one, if it has not yielded, will answer
+			r.revive(h, s, now)
+		} else {
+			r.declare(h, s)
 		}
 	}
-	for _, o := range all {
-		r.lapse(o, o.rivals[v.claim.MAC], why, now)
-	}
-}
-
-// lapse ends that a rival stands in the way, and takes the address if it was the only one.
-func (r *Responder) lapse(h *holding, v *rival, why string, now time.Time) {
-	verdict := v.verdict
-	if v.holds() {
-		r.lose(v, now)
-	} else {
-		r.forget(h, v)
-	}
-	for _, other := range h.rivals {
-		if other.holds() || other.verdict == Stranger && verdict == Stranger {
-			return
-		}
-	}
-	switch {
-	case verdict == Yield && h.state == Standby:
-		r.become(h, Answering, "was held by "+v.claim.MAC.String()+": "+why, now)
-	case verdict == Stranger && h.state == Contested:
-		r.become(h, Probing, "was held by "+v.claim.MAC.String()+": "+why, now)
-	}
-}
-
-// reconsider asks for the verdicts again after a Set, since the caller may think otherwise of the claimants by now.
-func (r *Responder) reconsider(now time.Time) {
-	type record struct {
-		h     *holding
-		v     *rival
-		claim Claim
-	}
-	var records []record
-	r.mu.Lock()
-	if r.rejudge {
-		for _, h := range r.held {
-			for _, v := range h.rivals {
-				records = append(records, record{h, v, v.claim})
-			}
-		}
-	}
-	r.rejudge = false
-	r.mu.Unlock()
-	for _, c := range records {
-		verdict := r.config.Judge(c.claim)
-		r.mu.Lock()
-		// Another verdict than before ends the record; what the station says next is judged afresh.
-		if v := c.v; verdict != v.verdict && c.h.rivals[c.claim.MAC] == v {
-			switch {
-			case c.h.want.Standby: // chosen or not is for Set to say
-			case v.holds():
-				r.lapse(c.h, v, "it no longer ranks before this node", now)
-			case v.verdict == Stranger:
-				r.lapse(c.h, v, "it is no stranger after all", now)
-			}
-			r.forget(c.h, v)
-		}
-		r.mu.Unlock()
-	}
-}
-
-func (h *holding) conflict(v *rival) Conflict {
-	return Conflict{Claim: v.claim, Since: v.since, Before: h.state == Contested}
+	return false
 }
 
 // report tells of a conflict that began or is over.
@@ -618,6 +469,10 @@ func (r *Responder) report(c Conflict, over bool) {
 	if r.config.OnConflict != nil {
 		r.calls = append(r.calls, func() { r.config.OnConflict(c) })
 	}
+}
+
+func (h *holding) conflict(v *claimant) Conflict {
+	return Conflict{Claim: v.claim, Since: v.since, Before: h.state == Contested}
 }
 
 // news collects transitions for the log: a thousand addresses that move together are one line.

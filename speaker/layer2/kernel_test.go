@@ -494,7 +494,7 @@ func TestKernelSplitHeals(t *testing.T) {
 		case worse:
 			return Defend
 		}
-		return Stranger
+		return Foreign
 	}
 	one, two := l.hosts[0].start(t, Config{Judge: judge, Refresh: -1}), l.hosts[1].start(t, Config{Judge: judge, Refresh: -1})
 	one.Set(both())
@@ -539,7 +539,7 @@ func TestKernelPollsAreNotRouted(t *testing.T) {
 		links := two.Links()
 		return len(links) == 1 && links[0].linkLocal().IsValid()
 	})
-	two.Set([]Address{{Addr: vip6, Standby: true}})
+	two.Set([]Address{{Addr: vip6, Rank: 1}})
 	eventually(t, "the standby watches", func() bool { return two.address(vip6.String()).Holder == better })
 	before := holder.errorsSent(t)
 	asked := one.address(vip6.String()).Requests

@@ -33,23 +33,25 @@ type Address struct {
 	// set. The zero Probe announces at once.
 	Probe Probe
 
-	// Standby keeps silent while another speaker holds the address, asks that one all the time whether it still does, and
-	// takes over when it no longer answers, within PollMisses + 1 times Config.PollInterval. An address of which no holder
-	// was ever heard stays silent. What was taken over is kept, until a holder is heard that Judge says to yield to.
-	Standby bool
+	// Rank is whose turn it is: 0 owns the address, n is the nth to take it when nobody answers for it. A backup keeps
+	// silent while another member answers, and asks that one all the time whether it still does: the first one takes over
+	// when that one is silent (see Config.PollInterval), the others a second after the one before them. An address that nobody answers, whoever is to own it, is taken after 3 s times the rank. What was taken is
+	// kept until a member is heard that Judge says to yield to. What this node answered for when its rank fell it goes on
+	// answering for, except to the questions of members, until one of them is heard to have it.
+	Rank int
 
-	// Used says that another speaker has announced the address before, so that Probe only finds out whether that one still
-	// holds it. A stranger who claims the address meanwhile is one who came later: it is told, and does not keep the
+	// Used says that another member has announced the address before, so that Probe only finds out whether that one still
+	// holds it. A foreign host that claims the address meanwhile is one that came later: it is told, and does not keep the
 	// address from being announced.
 	Used bool
 
-	// Seek says that a speaker with a better right to the address may hold it where this node does not hear it now. While
+	// Seek says that a member that ranks before this node may hold the address where this node does not hear it now. While
 	// the address is answered, the network is asked whether it is whole again, ever more rarely.
 	Seek bool
 }
 
 func (a Address) equal(b Address) bool {
-	return a.Addr == b.Addr && a.Probe == b.Probe && a.Standby == b.Standby && a.Used == b.Used && a.Seek == b.Seek &&
+	return a.Addr == b.Addr && a.Probe == b.Probe && a.Rank == b.Rank && a.Used == b.Used && a.Seek == b.Seek &&
 		slices.Equal(a.Interfaces, b.Interfaces)
 }
 
@@ -76,29 +78,33 @@ type Claim struct {
 type Verdict int
 
 const (
-	// Stranger is a station that has no business with the address: the conflict is reported, and an address that was
-	// announced before is defended, at most once in 10 s (RFC 5227 section 2.4).
-	Stranger Verdict = iota
-	// Yield is a speaker with a better right: answering stops at once. It resumes when that speaker does not answer for
-	// the address any more, or when Judge, asked again after a Set, says otherwise. A speaker that fell silent is asked
-	// on, ever more rarely, and yielded to again if it is back: a Judge that ranks all speakers it knows, whether it
+	// Foreign is a host that is no member: the conflict is reported, and an address that was announced before is defended,
+	// at most once in 10 s (RFC 5227 section 2.4).
+	Foreign Verdict = iota
+	// Yield is a member that ranks before this node: answering stops at once. It resumes when that member does not answer
+	// for the address any more, or when Judge, asked again after a Set, says otherwise. A member that fell silent is asked
+	// on, ever more rarely, and yielded to again if it is back: a Judge that ranks all members it knows, whether it
 	// believes them to be alive or not, has a network that fell apart healed within moments.
 	Yield
-	// Defend is a speaker with a lesser right: the address is announced again at once, so that it hears us.
+	// Defend is a member that ranks behind this node: the address is announced again at once, so that it hears us. If it
+	// does not yield within two seconds, the members do not agree, and the one with the lower hardware address keeps the address.
 	Defend
+	// Leave is a member that ranks behind this node and may keep what it has, since addresses do not fail back: as Yield
+	// while this node does not answer, as Defend when both do.
+	Leave
 	// Ignore is a station that may say so, such as this node by another interface.
 	Ignore
 )
 
-// Conflict is a stranger's claim to an address of the set.
+// Conflict is a foreign host's claim to an address of the set.
 type Conflict struct {
 	Claim
 	Since time.Time
 	// Before is set when the claim was heard while probing for the first time ever (RFC 5227 section 2.1), not for a
-	// takeover: the address has not been announced and will not be until the stranger is gone.
+	// takeover: the address has not been announced and will not be until the foreign host is gone.
 	Before bool
-	// Over is set in the last report of a conflict: the stranger no longer answers for the address, is a stranger no
-	// more, or the address left the set.
+	// Over is set in the last report of a conflict: the foreign host no longer answers for the address, is known for a
+	// member, or the address left the set.
 	Over bool
 }
 
@@ -113,12 +119,15 @@ type Config struct {
 	// be shorter than the time after which switches forget a silent station (usually 300 s). 0: 60 s; negative: none.
 	Refresh time.Duration
 
-	// PollInterval and PollMisses say when a holder is silent: it has left PollMisses questions, PollInterval apart,
-	// unanswered. 0: 50 ms and 3. A longer time tolerates busier nodes.
+	// PollInterval is the time between two questions to a member that is watched, whatever the number of its addresses; it
+	// is longer where more than 15 members are. After PollMisses of them without an answer the member is silent; all but
+	// the first of these come after two fifths of the interval. 0: 75 ms and 3, which makes 135 to 210 ms. A longer time
+	// tolerates busier nodes.
 	PollInterval time.Duration
 	PollMisses   int
 
-	// Judge classifies other claimants. It is called by Run's goroutine and must not block. nil: all are strangers.
+	// Judge classifies other claimants. It is called by Run's goroutine, must not block, and must not call the Responder's
+	// methods. nil: all are foreign.
 	Judge func(Claim) Verdict
 
 	// OnConflict, OnLinks and OnChange are called by Run's goroutine when a conflict begins or ends, when the result of
@@ -143,23 +152,25 @@ type Responder struct {
 	own       atomic.Pointer[map[MAC]bool] // hardware addresses of this node
 	readers   sync.WaitGroup
 
-	mu      sync.Mutex
-	want    map[netip.Addr]Address
-	fresh   bool // want or links differ from what the last sync saw
-	rejudge bool
-	anew    bool // everything is to be announced again
-	held    map[netip.Addr]*holding
-	links   map[int]Link
-	ports   map[portKey]*port
-	failed  map[portKey]string // why a port could not be opened
-	plan    agenda
-	retry   *task
-	watched map[MAC]int // how many addresses each speaker holds that is asked whether it still does
-	ghosts  int         // rivals that are lost
-	seekers int         // holdings that are sought elsewhere
-	news    news        // to be logged
-	calls   []func()    // callbacks to be made without the lock
-	changed bool        // OnChange is due
+	mu          sync.Mutex
+	want        map[netip.Addr]Address
+	dirty       map[netip.Addr]bool // of want and held, what the next sync looks at
+	relinked    bool                // links differ from what the last sync saw
+	anew        bool                // everything is to be announced again
+	held        map[netip.Addr]*holding
+	links       map[int]Link
+	ports       map[portKey]*port
+	plan        agenda
+	retry       *task // to look at the ports again
+	nodes       map[nodeKey]*node
+	crowd       int  // things that this step has planned one after the other
+	sought      ring // what is sought elsewhere, since when the last one was added
+	soughtSince time.Time
+	rush        int // how many of them to ask for without a pause
+	seeking     *task
+	news        news     // to be logged
+	calls       []func() // callbacks to be made without the lock
+	changed     bool     // OnChange is due
 }
 
 // New returns a Responder that does nothing until Run is called.
@@ -171,30 +182,28 @@ func New(config Config) *Responder {
 		config.Exclude = DefaultExclude()
 	}
 	config.Refresh = cmp.Or(config.Refresh, 60*time.Second)
-	config.PollInterval = cmp.Or(config.PollInterval, 50*time.Millisecond)
+	config.PollInterval = cmp.Or(config.PollInterval, 75*time.Millisecond)
 	config.PollMisses = cmp.Or(config.PollMisses, 3)
 	if config.Judge == nil {
-		config.Judge = func(Claim) Verdict { return Stranger }
+		config.Judge = func(Claim) Verdict { return Foreign }
 	}
 	r := &Responder{
-		log:     config.Log,
-		config:  config,
-		watch:   watchLinks,
-		dial:    dialRaw,
-		wake:    make(chan struct{}, 1),
-		claims:  make(chan heard, 4096),
-		want:    map[netip.Addr]Address{},
-		held:    map[netip.Addr]*holding{},
-		watched: map[MAC]int{},
-		links:   map[int]Link{},
-		ports:   map[portKey]*port{},
-		failed:  map[portKey]string{},
+		log:    config.Log,
+		config: config,
+		watch:  watchLinks,
+		dial:   dialRaw,
+		wake:   make(chan struct{}, 1),
+		claims: make(chan heard, 4096),
+		want:   map[netip.Addr]Address{},
+		dirty:  map[netip.Addr]bool{},
+		held:   map[netip.Addr]*holding{},
+		links:  map[int]Link{},
+		ports:  map[portKey]*port{},
+		nodes:  map[nodeKey]*node{},
 	}
 	r.own.Store(&map[MAC]bool{})
-	r.retry = newTask(func(time.Time) time.Time {
-		r.fresh = true
-		return time.Time{}
-	})
+	r.retry = newTask(func(now time.Time) time.Time { return r.syncPorts(now) })
+	r.seeking = newTask(func(now time.Time) time.Time { return r.seekNext(now) })
 	return r
 }
 
@@ -202,48 +211,94 @@ func New(config Config) *Responder {
 // is not answered for any more when Set returns. Of an address named twice the interfaces are united. Set may be called
 // at any time, also before Run, and by several goroutines; it never waits for the network.
 func (r *Responder) Set(want []Address) {
-	next := make(map[netip.Addr]Address, len(want))
+	r.mu.Lock()
+	next := make(map[netip.Addr]bool, len(want))
 	for _, a := range want {
-		a.Addr = a.Addr.Unmap().WithZone("")
-		if !unicast(a.Addr) {
+		if a.Addr = plain(a.Addr); !unicast(a.Addr) {
 			continue
 		}
-		a.Interfaces = slices.Clone(a.Interfaces)
-		if twin, ok := next[a.Addr]; ok {
-			if len(a.Interfaces) > 0 && len(twin.Interfaces) > 0 {
-				a.Interfaces = append(a.Interfaces, twin.Interfaces...)
-			} else {
-				a.Interfaces = nil
-			}
-			a.Standby, a.Used, a.Seek = a.Standby && twin.Standby, a.Used && twin.Used, a.Seek || twin.Seek
+		if next[a.Addr] {
+			a = unite(a, r.want[a.Addr])
 		}
-		next[a.Addr] = a
+		next[a.Addr] = true
+		r.wish(a)
 	}
-	r.mu.Lock()
-	r.fresh = r.fresh || !maps.EqualFunc(next, r.want, Address.equal)
-	r.want, r.rejudge = next, true
-	for addr, h := range r.held {
-		_, ok := next[addr]
-		h.left = h.left || !ok
-		h.quiet.Store(h.left || h.state != Answering)
+	for addr := range r.want {
+		if !next[addr] {
+			r.unwish(addr)
+		}
+	}
+	for addr, h := range r.held { // Judge may think otherwise of those who claim it by now
+		if len(h.holders)+len(h.lost)+len(h.foreign) > 0 {
+			r.dirty[addr] = true
+		}
 	}
 	r.mu.Unlock()
+	r.poke()
+}
+
+// Change is Set for a caller that knows in what its want differs from before: gone are the addresses that are not in it any
+// more, and what is not named stays. It costs what it names. An address for which Judge says something new is to be named.
+func (r *Responder) Change(want []Address, gone ...netip.Addr) {
+	r.mu.Lock()
+	for _, a := range want {
+		if a.Addr = plain(a.Addr); unicast(a.Addr) {
+			r.wish(a)
+			r.dirty[a.Addr] = true
+		}
+	}
+	for _, addr := range gone {
+		r.unwish(plain(addr))
+	}
+	r.mu.Unlock()
+	r.poke()
+}
+
+func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// unite is what two that ask for the same address get.
+func unite(a, b Address) Address {
+	if len(a.Interfaces) > 0 && len(b.Interfaces) > 0 {
+		a.Interfaces = slices.Concat(b.Interfaces, a.Interfaces)
+	} else {
+		a.Interfaces = nil
+	}
+	a.Rank, a.Used, a.Seek = min(a.Rank, b.Rank), a.Used && b.Used, a.Seek || b.Seek
+	return a
+}
+
+func (r *Responder) wish(a Address) {
+	if old, ok := r.want[a.Addr]; !ok || !old.equal(a) {
+		a.Interfaces = slices.Clone(a.Interfaces)
+		r.want[a.Addr] = a
+		r.dirty[a.Addr] = true
+	}
+}
+
+func (r *Responder) unwish(addr netip.Addr) {
+	delete(r.want, addr)
+	if h := r.held[addr]; h != nil {
+		h.left = true
+		h.quiet.Store(true)
+		r.dirty[addr] = true
+	}
+}
+
+// poke has Run look at what is to be done.
+func (r *Responder) poke() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
 }
 
-// Announce announces again, once, all that is answered: for a caller who learns that the network has changed behind the
+// Announce announces again, once and 500 addresses a second, all that is answered: for a caller who learns that the network has changed behind the
 // links, and that stations there may believe the addresses to be elsewhere.
 func (r *Responder) Announce() {
 	r.mu.Lock()
 	r.anew = true
 	r.mu.Unlock()
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	r.poke()
 }
 
 // Links returns the usable links, by name. It is empty while Run does not run.
@@ -276,7 +331,7 @@ func (r *Responder) Run(ctx context.Context) error {
 		case <-alarm.C:
 		case h := <-r.claims:
 			r.judge(h)
-			for range len(r.claims) { // a fellow that takes a thousand addresses over says so at once
+			for range len(r.claims) { // a member that takes a thousand addresses over says so at once
 				r.judge(<-r.claims)
 			}
 		case u, ok := <-events.links:
@@ -341,7 +396,7 @@ func (r *Responder) setLinks(events *linkEvents) {
 			r.log.Info("layer2: link gone", "interface", l.Name)
 		}
 	}
-	r.links, r.fresh = links, true
+	r.links, r.relinked = links, true
 	if r.config.OnLinks != nil {
 		r.calls = append(r.calls, r.config.OnLinks)
 	}
@@ -349,12 +404,9 @@ func (r *Responder) setLinks(events *linkEvents) {
 
 // step does what is due and returns how long nothing else will be.
 func (r *Responder) step(now time.Time) time.Duration {
-	r.reconsider(now)
 	r.mu.Lock()
-	if r.fresh {
-		r.fresh = false
-		r.sync(now)
-	}
+	r.crowd = 0
+	r.sync(now)
 	if r.anew {
 		r.anew = false
 		r.repeat(now)
@@ -363,9 +415,6 @@ func (r *Responder) step(now time.Time) time.Duration {
 	rest := time.Hour
 	if at, ok := r.plan.next(); ok {
 		rest = at.Sub(now)
-	}
-	if r.fresh {
-		rest = 0
 	}
 	calls := r.calls
 	if r.changed && r.config.OnChange != nil {
@@ -384,15 +433,16 @@ func (r *Responder) step(now time.Time) time.Duration {
 func (r *Responder) stop() {
 	r.mu.Lock()
 	for _, h := range r.held {
-		r.drop(h)
+		r.drop(h, time.Now())
 	}
 	for key, p := range r.ports {
-		delete(r.ports, key)
-		p.wire.close()
+		r.closePort(key, p, time.Now())
 	}
 	r.plan.cancel(r.retry)
-	clear(r.failed)
-	r.links, r.fresh, r.calls = map[int]Link{}, true, nil
+	r.links, r.calls = map[int]Link{}, nil
+	for addr := range r.want {
+		r.dirty[addr] = true
+	}
 	r.news.flush(r.log)
 	r.mu.Unlock()
 	r.readers.Wait()
@@ -404,11 +454,16 @@ type portKey struct {
 	v6    bool
 }
 
-// port is an open wire and the addresses that are answered on it.
+// port is what is answered on one link, and the wire for it.
 type port struct {
-	link   Link // changed by Run only, under the lock
-	wire   wire
-	addrs  []netip.Addr // sorted; what the wire's filter lets through
+	link   Link       // changed by Run only, under the lock
+	wire   wire       // nil: it could not be opened yet
+	held   sync.Map   // of netip.Addr to *holding: what is answered, as readers see it
+	count  int        // of them
+	fresh  []*holding // of them, those that have no slot yet
+	stale  bool       // the filter or the groups are not those of held
+	due    time.Time  // not before then are they replaced again
+	failed string     // why that could not be done
 	groups map[netip.Addr]bool
 	view   atomic.Pointer[portView]
 }
@@ -418,118 +473,169 @@ type portView struct {
 	name  string
 	index int
 	mac   MAC
-	held  map[netip.Addr]*holding
+}
+
+func (p *port) listen(h *holding) {
+	if _, ok := p.held.Swap(h.addr, h); !ok {
+		p.count++
+		p.fresh = append(p.fresh, h)
+		p.stale = true
+	}
+}
+
+func (p *port) unlisten(h *holding) {
+	if p.held.CompareAndDelete(h.addr, h) {
+		p.count--
+		p.fresh = slices.DeleteFunc(p.fresh, func(o *holding) bool { return o == h })
+		p.stale = true
+	}
 }
 
 // sync brings the holdings and the ports to what is wanted on the links that there are.
 func (r *Responder) sync(now time.Time) {
-	for addr, h := range r.held {
-		if _, ok := r.want[addr]; !ok || h.left {
-			r.drop(h)
+	if r.relinked {
+		r.relinked = false
+		for key, p := range r.ports {
+			r.relink(key, p, now)
+		}
+		for addr := range r.want {
+			r.dirty[addr] = true
 		}
 	}
-	for addr, want := range r.want {
-		h := r.held[addr]
-		if h == nil {
-			h = r.hold(want)
-			r.held[addr] = h
-			r.begin(h, now)
-		} else if h.want.Standby && !want.Standby && h.state == Standby {
-			h.want = want
-			r.become(h, Answering, "chosen", now)
-		} else if !h.want.Standby && want.Standby && h.state != Standby {
-			h.want = want
-			r.become(h, Standby, "another is chosen", now)
-		}
-		h.want = want
-		r.search(h, now)
+	if len(r.dirty) == 0 {
+		return
 	}
-	wants := map[portKey]map[netip.Addr]*holding{}
-	for addr, h := range r.held {
-		for index, l := range r.links {
-			key := portKey{index, addr.Is6()}
-			if !h.selects(l) {
-				continue
-			}
-			if wants[key] == nil {
-				wants[key] = map[netip.Addr]*holding{}
-			}
-			wants[key][addr] = h
-		}
+	for addr := range r.dirty {
+		r.place(addr, now)
 	}
-	stale := func(key portKey, p *port) bool {
-		return wants[key] == nil || p.link.generation != r.links[key.index].generation
-	}
-	for addr, h := range r.held {
-		for index, s := range h.slots {
-			if key := (portKey{index, addr.Is6()}); stale(key, s.port) || wants[key][addr] == nil {
-				r.detach(h, index)
-			}
-		}
-	}
-	for key, p := range r.ports {
-		if stale(key, p) {
-			delete(r.ports, key)
-			p.wire.close()
-		}
-	}
-	failing := false
-	for key, held := range wants {
-		if err := r.setPort(key, held, now); err != nil {
-			failing = true
-			if text := err.Error(); r.failed[key] != text {
-				r.failed[key] = text
-				r.log.Warn("layer2: cannot answer fully", "interface", r.links[key.index].Name, "ipv6", key.v6, "error", err)
-			}
-		} else {
-			delete(r.failed, key)
-		}
-	}
-	if failing {
-		r.plan.set(r.retry, now.Add(time.Second))
+	clear(r.dirty)
+	if next := r.syncPorts(now); !next.IsZero() {
+		r.plan.set(r.retry, next)
 	}
 }
 
-// setPort opens the port or changes what it answers for. On an error it does what it can.
-func (r *Responder) setPort(key portKey, held map[netip.Addr]*holding, now time.Time) error {
-	link := r.links[key.index]
-	addrs := slices.SortedFunc(maps.Keys(held), netip.Addr.Compare)
-	p := r.ports[key]
+// relink takes over how a port's link is by now.
+func (r *Responder) relink(key portKey, p *port, now time.Time) {
+	link, ok := r.links[key.index]
+	if !ok || link.generation != p.link.generation {
+		r.closePort(key, p, now)
+		return
+	}
+	afresh := link.MAC != p.link.MAC || link.Carrier && !p.link.Carrier
+	r.changed = r.changed || link.Carrier != p.link.Carrier
+	p.link = link
+	p.view.Store(&portView{link.Name, link.Index, link.MAC})
+	if afresh {
+		p.each(func(h *holding) {
+			if s := h.slots[key.index]; s != nil {
+				r.revive(h, s, now)
+			}
+		})
+	}
+}
+
+func (p *port) each(do func(*holding)) {
+	p.held.Range(func(_, h any) bool { do(h.(*holding)); return true })
+}
+
+// place brings one address to what is wanted, and to the ports of the links that it selects.
+func (r *Responder) place(addr netip.Addr, now time.Time) {
+	want, ok := r.want[addr]
+	h := r.held[addr]
+	if h != nil && (!ok || h.left) {
+		r.drop(h, now)
+		h = nil
+	}
+	if !ok {
+		return
+	}
+	if h == nil {
+		h = r.hold(want)
+		r.held[addr] = h
+	}
+	r.wanted(h, want, now)
+	for index, l := range r.links {
+		key := portKey{index, addr.Is6()}
+		p := r.ports[key]
+		switch {
+		case h.selects(l):
+			if p == nil {
+				p = &port{link: l, groups: map[netip.Addr]bool{}}
+				p.view.Store(&portView{l.Name, l.Index, l.MAC})
+				r.ports[key] = p
+			}
+			p.listen(h)
+		case p != nil:
+			p.unlisten(h)
+			r.detach(h, index, now)
+		}
+	}
+}
+
+// closePort ends a port that nothing is to be answered on, or whose link is gone.
+func (r *Responder) closePort(key portKey, p *port, now time.Time) {
+	delete(r.ports, key)
+	p.each(func(h *holding) { r.detach(h, key.index, now) })
+	if p.wire != nil {
+		p.wire.close()
+	}
+}
+
+// filterRetry is the time until a port that could not be opened, or could not listen for all, is tried again.
+const filterRetry = time.Second
+
+// syncPorts opens, closes and refilters ports, and returns when it is to be called again, the zero Time for not again.
+func (r *Responder) syncPorts(now time.Time) (next time.Time) {
+	for key, p := range r.ports {
+		switch {
+		case p.count == 0:
+			r.closePort(key, p, now)
+			continue
+		case p.stale && !p.due.After(now):
+			text := ""
+			start := time.Now()
+			err := r.refilter(key, p)
+			// Where one address comes after the other, the filter is replaced for several at a time: a tenth of the time.
+			p.due = now.Add(10 * time.Since(start))
+			if err != nil {
+				p.due, text = now.Add(filterRetry), err.Error()
+				if text != p.failed {
+					r.log.Warn("layer2: cannot answer fully", "interface", p.link.Name, "ipv6", key.v6, "error", err)
+				}
+			}
+			p.stale, p.failed = text != "", text
+			if p.wire != nil {
+				for _, h := range p.fresh {
+					r.attach(h, p, key.index, now)
+				}
+				p.fresh = nil
+			}
+		}
+		if p.stale && (next.IsZero() || p.due.Before(next)) {
+			next = p.due
+		}
+	}
+	return next
+}
+
+// refilter opens the port or changes what it listens for. On an error it does what it can.
+func (r *Responder) refilter(key portKey, p *port) error {
+	addrs := make([]netip.Addr, 0, p.count)
+	p.each(func(h *holding) { addrs = append(addrs, h.addr) })
+	slices.SortFunc(addrs, netip.Addr.Compare)
 	var failed error
-	if p == nil {
-		w, err := r.dial(link, key.v6, addrs)
+	if p.wire == nil {
+		w, err := r.dial(p.link, key.v6, addrs)
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
-		p = &port{link: link, wire: w, addrs: addrs, groups: map[netip.Addr]bool{}}
-		p.view.Store(&portView{link.Name, link.Index, link.MAC, held})
-		r.ports[key] = p
+		p.wire = w
 		r.readers.Go(func() { readLoop(w, func(frame []byte) { r.receive(p, frame) }) })
-	} else {
-		if !slices.Equal(addrs, p.addrs) {
-			if err := p.wire.listen(addrs); err != nil {
-				failed = fmt.Errorf("filter: %w", err)
-			} else {
-				p.addrs = addrs
-			}
-		}
-		p.view.Store(&portView{link.Name, link.Index, link.MAC, held})
+	} else if err := p.wire.listen(addrs); err != nil {
+		failed = fmt.Errorf("filter: %w", err)
 	}
-	afresh := link.MAC != p.link.MAC || link.Carrier && !p.link.Carrier
-	lost := !link.Carrier && p.link.Carrier
-	p.link = link
 	if key.v6 {
 		failed = errors.Join(failed, p.regroup(addrs))
-	}
-	for _, h := range held {
-		switch s := h.slots[key.index]; {
-		case s == nil:
-			r.attach(h, p, key.index, now)
-		case afresh:
-			r.revive(h, s, now)
-		case lost:
-			r.changed = true
-		}
 	}
 	return failed
 }
@@ -567,9 +673,9 @@ func (r *Responder) receive(p *port, frame []byte) {
 	}
 	view, own := p.view.Load(), *r.own.Load()
 	if m.ask && !own[m.askerMAC] {
-		if h := view.held[m.target]; h != nil {
+		if h := p.find(m.target); h != nil {
 			h.requests.Add(1)
-			if !h.quiet.Load() {
+			if !h.quiet.Load() && !(h.ceding.Load() && (m.poll || m.probe())) {
 				r.reply(h, p, m, view.mac)
 			} else if m.probe() && h.probing.Load() {
 				r.hear(h, heard{Claim{m.target, view.name, m.askerMAC, true}, view.index})
@@ -577,23 +683,23 @@ func (r *Responder) receive(p *port, frame []byte) {
 		}
 	}
 	if m.claim.IsValid() && !own[m.claimMAC] {
-		if h := view.held[m.claim]; h != nil {
+		if h := p.find(m.claim); h != nil {
 			h.claims.Add(1)
 			r.hear(h, heard{Claim{m.claim, view.name, m.claimMAC, false}, view.index})
 		}
 	}
 }
 
+func (p *port) find(addr netip.Addr) *holding {
+	h, _ := p.held.Load(addr)
+	found, _ := h.(*holding)
+	return found
+}
+
 func (r *Responder) reply(h *holding, p *port, m message, mac MAC) {
-	frame, err := answer(m, mac)
-	if err == nil {
-		err = p.wire.send(frame)
+	if frame, err := answer(m, mac); r.send(h, p, frame, err) {
+		h.replies.Add(1)
 	}
-	if err != nil {
-		h.failures.Add(1)
-		return
-	}
-	h.replies.Add(1)
 }
 
 // heard is a claim and the index of the interface that it came in by.

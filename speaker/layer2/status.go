@@ -24,10 +24,10 @@ type AddressStatus struct {
 	// link has carrier. Sorted.
 	Interfaces []string
 
-	// Holder is the speaker that this node keeps silent for, as far as it was heard; the zero MAC otherwise.
+	// Holder is the member that this node keeps silent for, as far as it was heard; the zero MAC otherwise.
 	Holder MAC
 
-	// Conflicts are claims of strangers that still stand.
+	// Conflicts are claims of foreign hosts that still stand.
 	Conflicts []Conflict
 
 	// Counters since the address entered the set.
@@ -58,13 +58,11 @@ func (r *Responder) Status() Status {
 			}
 		}
 		slices.Sort(s.Interfaces)
-		for _, v := range h.rivals {
-			switch {
-			case v.holds():
-				s.Holder = v.claim.MAC
-			case v.verdict == Stranger:
-				s.Conflicts = append(s.Conflicts, h.conflict(v))
-			}
+		for _, v := range h.holders {
+			s.Holder = v.claim.MAC
+		}
+		for _, v := range h.foreign {
+			s.Conflicts = append(s.Conflicts, h.conflict(v))
 		}
 		slices.SortFunc(s.Conflicts, func(a, b Conflict) int { return slices.Compare(a.MAC[:], b.MAC[:]) })
 		status.Addresses = append(status.Addresses, s)
