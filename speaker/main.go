@@ -34,6 +34,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
@@ -57,7 +58,9 @@ type options struct {
 	drainTime       time.Duration
 	holddown        time.Duration
 	acdProbes       int
+	exclude         interfaces.Patterns
 	guard           bool
+	proxyGrace      time.Duration
 	membersPort     int
 	membersProfile  string
 	metricsAddr     string
@@ -71,9 +74,12 @@ func main() {
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Secrets (default $POD_NAMESPACE)")
 	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-label", false, "announce from nodes with the label node.kubernetes.io/exclude-from-external-load-balancers too; as for the controller")
 	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
+	flag.DurationVar(&o.proxyGrace, "proxy-health-grace", 15*time.Second, "how long a Service proxy that was healthy may fail its health check, or not answer, before the node should not attract traffic any more; its rules stay in the kernel meanwhile")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
 	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a stranger has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
+	o.exclude = interfaces.DefaultExclude()
+	flag.Var(&o.exclude, "exclude-interfaces", "patterns, separated by commas, of the interfaces behind which the node's own pods are: no address is announced on them unless an L2Advertisement names them, and packets that come in by them are not guarded against")
 	flag.BoolVar(&o.guard, "guard", true, "answer packets from outside for announced addresses and ranges that no Service has as unreachable, by policy rules; without, they may go round between router and node")
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
 	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan, and single parameters behind it, such as lan,probe-interval=500ms,suspicion-mult=3")
@@ -143,7 +149,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), mgr.GetEventRecorder("clarion-speaker"), log)
-	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.fellows.view, s.status.current, s.eventToUpdate}); err != nil {
+	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.membership.view, s.status.current, s.eventToUpdate}); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("announcing", s.ready), mgr.Add(s)); err != nil {
@@ -173,7 +179,7 @@ type speaker struct {
 	snapshot   *snapshot.Snapshot
 	reconciler *reconciler
 	status     *status
-	fellows    *fellows
+	membership *membership
 	layer2     *layer2.Responder
 	bfd        *bfd.Runner
 	bgp        *bgp.Speaker
@@ -201,44 +207,52 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 		s.reconciler.guard = nil
 		s.guard.Set(guard.Want{}) // removes what an earlier process left
 	}
-	s.fellows = newFellows(members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log)
-	s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
-	s.fellows.changed = func(alive map[string]snapshot.Member) {
-		s.snapshot.Lock()
-		s.snapshot.Members(alive)
-		s.snapshot.Unlock()
-		s.reconciler.poke()
-		s.status.poke()
-	}
-	s.fellows.joined = s.reconciler.setJoined
-	s.fellows.met = s.reconciler.again
-	s.fellows.came = func() { s.layer2.Announce() }
+	s.membership = newMembership(membershipConfig{
+		members: members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log: log,
+		onMembers: func(alive map[string]snapshot.Member) {
+			s.snapshot.Lock()
+			s.snapshot.Members(alive)
+			s.snapshot.Unlock()
+			s.reconciler.poke()
+			s.status.poke()
+		},
+		onJoined: s.reconciler.setJoined, onNodeKnown: s.reconciler.again, onReady: func() { s.layer2.Announce() },
+	})
+	s.membership.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
+	s.reconciler.named = s.membership.setNamed
 	s.status = newStatus(c, events, log)
 	s.layer2 = layer2.New(layer2.Config{
-		Log: log, OnLinks: s.linksChanged, OnChange: s.status.poke,
+		Log: log, Exclude: o.exclude, OnLinks: s.linksChanged, OnChange: s.status.poke,
 		OnConflict: func(layer2.Conflict) { s.status.poke() }, Judge: s.judge,
 	})
-	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.status.poke, OnUpdate: func(string) {
+	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.sessionsChanged, OnUpdate: func(string) {
 		if took, ok := s.reconciler.sent(); ok {
 			s.eventToUpdate.Observe(took.Seconds())
 		}
 	}})
 	s.reconciler.layer2, s.reconciler.bgp, s.reconciler.changed = s.layer2, s.bgp, s.status.poke
-	s.status.reconciler, s.status.layer2, s.status.bgp, s.status.members = s.reconciler, s.layer2, s.bgp, s.fellows.view
+	s.status.reconciler, s.status.layer2, s.status.bgp, s.status.members = s.reconciler, s.layer2, s.bgp, s.membership.view
 	s.status.guard = s.guard
 	return s
 }
 
+// sessionsChanged tells the others whether this node has a way to the routers.
+func (s *speaker) sessionsChanged() {
+	up := slices.ContainsFunc(s.bgp.Status(), func(ses bgp.SessionStatus) bool { return ses.State == bgp.Established })
+	s.membership.edit(func(m *members.Meta) { m.SessionUp = up })
+	s.status.poke()
+}
+
 // linksChanged passes on which interfaces the node has.
 func (s *speaker) linksChanged() {
-	s.fellows.setLinks(s.layer2.Links())
+	s.membership.setLinks(s.layer2.Links())
 	s.status.poke()
 }
 
 // judge says what to do about a station that claims an address of this node: a fellow with a better right is yielded to,
 // another fellow is told who the owner is, and anybody else is a conflict.
 func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
-	switch node := s.fellows.station(c.MAC); {
+	switch node := s.membership.nodeOf(c.MAC); {
 	case node == "":
 		return layer2.Foreign
 	case node == s.o.node:
@@ -252,12 +266,12 @@ func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
 // NeedLeaderElection says that every node runs a speaker.
 func (s *speaker) NeedLeaderElection() bool { return false }
 
-// ready says whether the speaker knows the cluster and its fellows.
+// ready says whether the speaker knows the cluster and the other speakers.
 func (s *speaker) ready(*http.Request) error {
 	if !s.synced.Load() {
 		return errors.New("not all objects have been read yet")
 	}
-	if !s.fellows.view().Joined {
+	if !s.membership.view().Joined {
 		return fmt.Errorf("not yet joined with the other speakers (by the keys in the Secret %s/%s)", s.o.namespace, membersSecret)
 	}
 	return nil
@@ -269,33 +283,27 @@ func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error
 	secrets, err1 := snapshot.On(ctx, s.cache, func(_ string, o *corev1.Secret, gone bool) {
 		s.reconciler.secret(o.Name, o.Data, gone)
 		if o.Name == membersSecret && !gone {
-			s.fellows.setKeys(o.Data[membersKeys])
+			s.membership.setKeys(o.Data[membersKeys])
 		}
 	})
 	speakers, err2 := snapshot.On(ctx, s.cache, func(name string, o *v1beta1.Speaker, gone bool) {
 		switch {
 		case name != s.o.node:
-			s.fellows.setSpeaker(name, o, gone)
+			s.membership.setSpeaker(name, o, gone)
 		case gone:
 			s.status.lost()
 		}
 	})
 	node, err3 := snapshot.On(ctx, s.cache, func(name string, o *corev1.Node, gone bool) {
-		if name == s.o.node && !gone {
-			s.nodeAddress()
+		var addrs []netip.Addr
+		for _, a := range o.Status.Addresses {
+			if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+				addrs = append(addrs, addr.Unmap())
+			}
 		}
+		s.membership.setNode(name, addrs, gone)
 	})
 	return append(synced, secrets, speakers, node), errors.Join(err, err1, err2, err3)
-}
-
-// nodeAddress tells the group where this speaker is reached.
-func (s *speaker) nodeAddress() {
-	s.snapshot.Lock()
-	n := s.snapshot.Node(s.o.node)
-	s.snapshot.Unlock()
-	if n != nil && len(n.Addresses) > 0 {
-		s.fellows.setAddress(n.Addresses[0])
-	}
 }
 
 // Start runs the speaker until ctx ends, and then ends its parts in an order that lets other nodes take over first.
@@ -309,9 +317,9 @@ func (s *speaker) Start(ctx context.Context) error {
 	parts.start("bfd", s.bfd.Run)
 	if s.o.proxyHealthURL != "" {
 		parts.start("proxy", func(ctx context.Context) error {
-			watchProxy(ctx, askProxy(s.o.proxyHealthURL), func(healthy bool) {
+			watchProxy(ctx, askProxy(s.o.proxyHealthURL), s.o.proxyGrace, func(healthy bool) {
 				s.log.Info("Service proxy", "healthy", healthy, "url", s.o.proxyHealthURL)
-				s.fellows.edit(func(m *members.Meta) { m.ProxyHealthy = healthy })
+				s.membership.edit(func(m *members.Meta) { m.ProxyHealthy = healthy })
 			})
 			return nil
 		})
@@ -319,13 +327,12 @@ func (s *speaker) Start(ctx context.Context) error {
 	if toolscache.WaitForCacheSync(ctx.Done(), synced...) {
 		s.synced.Store(true)
 		s.log.Info("the cluster is known")
-		s.nodeAddress()
 		parts.start("guard", s.guard.Run)
-		parts.start("outside", func(ctx context.Context) error { return guard.Outside(ctx, s.reconciler.setOutside) })
+		parts.start("outside", func(ctx context.Context) error { return guard.Outside(ctx, s.o.exclude, s.reconciler.setOutside) })
 		parts.start("bgp", s.bgp.Run)
 		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
 		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
-		parts.start("members", s.fellows.run)
+		parts.start("members", s.membership.run)
 		s.status.poke()
 		select {
 		case <-ctx.Done():
@@ -349,11 +356,11 @@ const (
 // handOver lets other speakers take over the addresses that this one owns on the local network: it tells them that it
 // ends, goes on answering, and yields each address when the next owner is heard to announce it.
 func (s *speaker) handOver() {
-	if len(s.fellows.view().Members) < 2 {
+	if len(s.membership.view().Members) < 2 {
 		return
 	}
 	s.ending.Store(true)
-	s.fellows.edit(func(m *members.Meta) { m.Draining = true })
+	s.membership.edit(func(m *members.Meta) { m.Draining = true })
 	deadline := time.After(handOverTime)
 	for tick := time.NewTicker(handOverCheck); ; {
 		answering := slices.ContainsFunc(s.layer2.Status().Addresses, func(a layer2.AddressStatus) bool { return a.State == layer2.Answering })

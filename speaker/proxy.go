@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// How often the Service proxy's health is asked for, how long an answer may take, and how many failures in a row make a
-// healthy proxy an unhealthy one.
+// How often the Service proxy's health is asked for, and how long an answer may take.
 const (
 	proxyInterval = time.Second
 	proxyTimeout  = time.Second
-	proxyFailures = 2
 )
 
-// watchProxy asks until ctx ends whether the Service proxy is healthy, and reports the first answer and every change.
-func watchProxy(ctx context.Context, ask func(context.Context) bool, report func(healthy bool)) {
+// watchProxy asks until ctx ends whether the Service proxy is healthy, and reports the first answer and every change. A
+// proxy that was healthy is unhealthy when no answer said otherwise for the grace: while it is restarted, its rules stay in
+// the kernel, and to move a node's addresses away and back would break more.
+func watchProxy(ctx context.Context, ask func(context.Context) bool, grace time.Duration, report func(healthy bool)) {
 	tick := time.NewTicker(proxyInterval)
 	defer tick.Stop()
-	healthy, known, failures := false, false, 0
+	healthy, known, good := false, false, time.Time{}
 	for {
-		if now := ask(ctx); now {
-			failures = 0
+		if asked := time.Now(); ask(ctx) {
+			good = asked
 			if !healthy || !known {
 				healthy, known = true, true
 				report(true)
 			}
-		} else if failures++; ctx.Err() == nil && (!known || healthy && failures >= proxyFailures) {
+		} else if ctx.Err() == nil && (!known || healthy && time.Since(good) >= grace) {
 			healthy, known = false, true
 			report(false)
 		}

@@ -2,30 +2,46 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
-// One missed answer is not a dead proxy, two are; one good answer is a live one.
+// A proxy that is restarted, and does not answer for 14 seconds, is as healthy as before; one that does not answer for 15 is
+// not, and one good answer makes it healthy. Only the first answer counts at once.
 func TestProxyHealthIsReportedOnChange(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		answers := []bool{false, true, false, true, false, false, false, true}
-		ctx, cancel := context.WithCancel(t.Context())
-		asked := 0
-		var got []bool
-		watchProxy(ctx, func(context.Context) bool {
-			if asked++; asked == len(answers) {
-				cancel()
+	for _, tt := range []struct {
+		answers string // one a second; + healthy
+		want    string // with the second in which it is reported
+	}{
+		{"-+", "0- 1+"},
+		{"+--------------+--------------+", "0+"},
+		{"+---------------+", "0+ 15- 16+"},
+		{"+--------------+---------------", "0+ 30-"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			asked := 0
+			got := ""
+			watchProxy(ctx, func(context.Context) bool {
+				if asked++; asked > len(tt.answers) {
+					cancel()
+					return true
+				}
+				return tt.answers[asked-1] == '+'
+			}, 15*time.Second, func(healthy bool) {
+				got += fmt.Sprint(" ", asked-1, map[bool]string{true: "+", false: "-"}[healthy])
+			})
+			got = strings.ReplaceAll(strings.TrimSpace(got), fmt.Sprint(" ", len(tt.answers), "+"), "")
+			if got != tt.want {
+				t.Errorf("answers %s: reports %q, want %q", tt.answers, got, tt.want)
 			}
-			return answers[asked-1]
-		}, func(healthy bool) { got = append(got, healthy) })
-		if want := []bool{false, true, false, true}; !slices.Equal(got, want) {
-			t.Errorf("reports %v, want %v", got, want)
-		}
-	})
+		})
+	}
 }
 
 func TestAskProxy(t *testing.T) {

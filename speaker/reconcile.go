@@ -34,13 +34,14 @@ type reconciler struct {
 	bgp       interface{ Set([]bgp.Session) }
 	guard     interface{ Set(guard.Want) } // nil: nothing is guarded
 	events    events.EventRecorder
-	changed   func() // called after every step that changed something that the status shows
+	changed   func()                    // called after every step that changed something that the status shows
+	named     func(interfaces []string) // called with the interfaces that L2Advertisements name, whenever they may have changed
 	drainTime time.Duration
 	acd       layer2.Probe // of an address that nobody has announced before (RFC 5227)
 	wake      chan struct{}
 
 	snapshot *snapshot.Snapshot // its lock guards the following too
-	joined   bool               // the fellows are known: layer 2 may announce
+	joined   bool               // the other speakers are known: layer 2 may announce
 	outside  []string           // the node's interfaces that packets from outside come in by, nil when not known yet
 	secrets  map[string]map[string][]byte
 	duties   map[netip.Addr]duty // what this node does on the local network
@@ -191,6 +192,14 @@ func (r *reconciler) step(now time.Time) {
 	first := s.View().Config == nil
 	changes := s.Changes()
 	r.note(changes.Addrs, first)
+	if changes.All {
+		var named []string
+		for _, ad := range s.View().Config.L2 {
+			named = append(named, ad.Interfaces...)
+		}
+		slices.Sort(named)
+		r.named(slices.Compact(named))
+	}
 	me := changes.All || slices.Contains(changes.Nodes, r.node)
 	if me {
 		r.watchDraining(now)

@@ -92,6 +92,7 @@ func newWorld(t *testing.T) *world {
 	snap := snapshot.New(snapshot.Options{})
 	w.r = newReconciler("a", "clarion-system", snap, slog.New(slog.DiscardHandler))
 	w.r.layer2, w.r.bgp, w.r.guard, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, guardSink{w.sinks}, func() {}
+	w.r.named = func([]string) {}
 	w.r.setOutside([]string{"eth0"})
 	w.events = events.NewFakeRecorder(10)
 	w.r.events = w.events

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"sync"
 	"time"
@@ -12,25 +11,16 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-)
 
-// podSide are patterns of the interfaces by which packets of the node's own pods, containers and virtual machines come
-// in, and those of other nodes' pods: what container runtimes and network plug-ins call them. Tunnels of an operator's
-// own, such as wg0 or gre1, lead outside.
-func podSide() []string {
-	return []string{
-		"docker*", "br-????????????", "cbr*", "cni*", "podman*", "lxc*", "lxd*", "virbr*", "vnet*", "tap*",
-		"veth*", "cali*", "vxlan*.calico", "wireguard.cali", "wg-v6.cali", "cilium_*", "flannel*", "kube-*", "antrea-*",
-		"genev_sys_*", "ovn-*", "weave*", "azv*", "gke*", "eni*", "nodelocaldns*",
-	}
-}
+	"github.com/clarionlb/clarion/internal/interfaces"
+)
 
 // Outside follows by which interfaces of the network namespace of the calling thread packets can come in from outside:
 // all that are up, whether they have hardware addresses or not, but for lo, dummies, ports of a bridge or bond (the
-// bridge or bond counts) and the pods' side, which it knows by customary names. It calls changed with their names,
+// bridge or bond counts) and those whose names match a pattern of exclude: the pods' side. It calls changed with their names,
 // sorted and never nil, at once and whenever they have changed, at most once a second, until ctx ends. It ends early,
 // with an error, only when the kernel's interfaces cannot be followed.
-func Outside(ctx context.Context, changed func(names []string)) error {
+func Outside(ctx context.Context, exclude []string, changed func(names []string)) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
@@ -55,7 +45,7 @@ func Outside(ctx context.Context, changed func(names []string)) error {
 		case err != nil:
 			return fmt.Errorf("list links: %w", err)
 		default:
-			if names := outside(links); last == nil || !slices.Equal(names, last) {
+			if names := outside(links, exclude); last == nil || !slices.Equal(names, last) {
 				last = names
 				changed(slices.Clone(names))
 			}
@@ -85,8 +75,8 @@ func watchLinks(events *nl.NetlinkSocket, touched chan<- struct{}) error {
 	}
 }
 
-// outside are the names, sorted, of those interfaces by which packets can come in from outside.
-func outside(links []netlink.Link) []string {
+// outside are the names, sorted, of those interfaces by which packets can come in from outside; see Outside.
+func outside(links []netlink.Link, exclude []string) []string {
 	kinds := map[int]string{}
 	for _, l := range links {
 		kinds[l.Attrs().Index] = l.Type()
@@ -97,7 +87,7 @@ func outside(links []netlink.Link) []string {
 		switch {
 		case a.RawFlags&unix.IFF_LOOPBACK != 0, a.RawFlags&unix.IFF_UP == 0, l.Type() == "dummy":
 		case a.MasterIndex != 0 && kinds[a.MasterIndex] != "vrf":
-		case slices.ContainsFunc(podSide(), func(p string) bool { ok, _ := path.Match(p, a.Name); return ok }):
+		case interfaces.Match(exclude, a.Name):
 		default:
 			names = append(names, a.Name)
 		}

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"github.com/clarionlb/clarion/internal/interfaces"
 )
 
 // Which interfaces lead outside.
@@ -58,7 +60,7 @@ func TestOutside(t *testing.T) {
 	add("bridge", "br-0123456789ab", "", up)
 	add("dummy", "vips", "", up)
 	add("dummy", "kube-ipvs0", "", up)
-	got := strings.Join(outside(links), " ")
+	got := strings.Join(outside(links, interfaces.DefaultExclude()), " ")
 	if want := "blue bond0 bond0.7 br-ex ens3 ens6 eth0 gre1 ipip1 ppp0 wg0"; got != want {
 		t.Errorf("outside are\n%s\nwant\n%s", got, want)
 	}
@@ -153,7 +155,7 @@ func TestATunnelLeadsOutside(t *testing.T) {
 	var outside sync.WaitGroup
 	outside.Go(func() {
 		err := ns.Enter(func() error {
-			return Outside(ctx, func(names []string) {
+			return Outside(ctx, interfaces.DefaultExclude(), func(names []string) {
 				w := Want{Interfaces: names}
 				for _, s := range sides {
 					w.Prefixes = append(w.Prefixes, s.services)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/clarionlb/clarion/internal/interfaces"
 )
 
 // holding is an address of the set. The atomics are shared with the readers; the rest belongs to Responder.mu.
@@ -89,7 +91,7 @@ func (h *holding) selects(l Link) bool {
 	if len(h.want.Interfaces) == 0 {
 		return !l.Excluded
 	}
-	return matchAny(h.want.Interfaces, l.Name)
+	return interfaces.Match(h.want.Interfaces, l.Name)
 }
 
 func (r *Responder) hold(want Address) *holding {

@@ -6,12 +6,13 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"path"
 	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/clarionlb/clarion/internal/interfaces"
 )
 
 // Link is a network interface that can carry ARP and NDP: up, Ethernet-like, with broadcast and neighbour resolution,
@@ -21,6 +22,8 @@ type Link struct {
 	Index   int
 	MAC     MAC
 	Carrier bool // frames can leave and arrive
+	// Physical is set for a network adapter, a bond or team of them, and a VLAN.
+	Physical bool
 	// Excluded is set when Config.Exclude matches the name: the link serves only addresses that ask for it by name.
 	Excluded bool
 	// Prefixes are the addresses of the link with their prefix lengths, sorted. Often empty on a link for external addresses only.
@@ -41,25 +44,7 @@ func (l Link) linkLocal() netip.Addr {
 
 func (l Link) equal(o Link) bool {
 	return l.Name == o.Name && l.Index == o.Index && l.MAC == o.MAC && l.Carrier == o.Carrier &&
-		l.Excluded == o.Excluded && l.generation == o.generation && slices.Equal(l.Prefixes, o.Prefixes)
-}
-
-// DefaultExclude are patterns of the interfaces that container runtimes, network plug-ins and virtual machines make on
-// a node: nobody outside the node is behind them. They hold unless Config.Exclude says otherwise.
-func DefaultExclude() []string {
-	return []string{
-		"docker*", "br-????????????", "cbr*", "cni*", "podman*", "lxc*", "lxd*", "virbr*", "vnet*", "tap*", "dummy*", "nodelocaldns*",
-		"veth*", "cali*", "cilium_*", "flannel*", "kube-*", "antrea-*", "genev_sys_*", "ovn-*", "weave*", "vxlan*", "azv*", "gke*",
-		"tunl*", "ip6tnl*", "sit*", "gre*", "erspan*", "wg*",
-	}
-}
-
-// matchAny reports whether a name is, or matches as a shell pattern, one of patterns. A malformed pattern matches its own text only.
-func matchAny(patterns []string, name string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool {
-		ok, err := path.Match(p, name)
-		return ok && err == nil || p == name
-	})
+		l.Physical == o.Physical && l.Excluded == o.Excluded && l.generation == o.generation && slices.Equal(l.Prefixes, o.Prefixes)
 }
 
 // rawLink is what the kernel says about an interface.
@@ -151,7 +136,8 @@ func (t *linkTable) usable(exclude []string) (map[int]Link, map[MAC]bool) {
 		links[index] = Link{
 			Name: raw.name, Index: index, MAC: mac,
 			Carrier:  raw.flags&unix.IFF_RUNNING != 0,
-			Excluded: matchAny(exclude, raw.name),
+			Physical: slices.Contains([]string{"device", "bond", "team", "vlan"}, raw.kind),
+			Excluded: interfaces.Match(exclude, raw.name),
 			Prefixes: slices.SortedFunc(maps.Keys(t.prefixes[index]), netip.Prefix.Compare),
 
 			generation: raw.generation,

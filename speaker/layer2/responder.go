@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/clarionlb/clarion/internal/interfaces"
 )
 
 // Address is an address to be answered for.
@@ -112,7 +114,7 @@ type Conflict struct {
 type Config struct {
 	Log *slog.Logger // nil: slog.Default()
 
-	// Exclude are patterns of the interfaces that only a name in Address.Interfaces can select. nil: DefaultExclude.
+	// Exclude are patterns of the interfaces that only a name in Address.Interfaces can select. nil: interfaces.DefaultExclude.
 	Exclude []string
 
 	// Refresh is the mean time between the periodic announcements of an address on a link, 10 % more or less. It has to
@@ -179,7 +181,7 @@ func New(config Config) *Responder {
 		config.Log = slog.Default()
 	}
 	if config.Exclude == nil {
-		config.Exclude = DefaultExclude()
+		config.Exclude = interfaces.DefaultExclude()
 	}
 	config.Refresh = cmp.Or(config.Refresh, 60*time.Second)
 	config.PollInterval = cmp.Or(config.PollInterval, 75*time.Millisecond)

@@ -1,7 +1,7 @@
 // Package members knows which speakers are alive and what they say about themselves.
 //
-// It owns the gossip (hashicorp/memberlist) and keeps it joined. Who may be a fellow, and what follows from its death,
-// is its caller's business; it knows nothing of Kubernetes.
+// It owns the gossip (hashicorp/memberlist), what it is carried by, and keeps it joined. Who may be a member, and what
+// follows from its death, is its caller's business; it knows nothing of Kubernetes.
 package members
 
 import (
@@ -13,6 +13,7 @@ import (
 	"log"
 	"log/slog"
 	"maps"
+	"math/bits"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -24,7 +25,7 @@ import (
 
 // Profile is how fast death is noticed, and at what price. The zero Profile is Fast.
 type Profile struct {
-	// ProbeInterval is the time between two checks of a fellow, chosen by turns.
+	// ProbeInterval is the time between two checks of a member, chosen by turns.
 	ProbeInterval time.Duration
 	// ProbeTimeout is how long the answer to a direct check may take; then others are asked to check as well. At most
 	// 0.4 of ProbeInterval.
@@ -32,13 +33,13 @@ type Profile struct {
 	// SuspicionMult: a fellow that did not answer is dead after SuspicionMult × log10(number of speakers, at least 10) ×
 	// ProbeInterval unless it objects.
 	SuspicionMult int
-	// GossipInterval is the time between two rounds of news to fellows.
+	// GossipInterval is the time between two rounds of news to members.
 	GossipInterval time.Duration
-	// PushPullInterval is the time between two complete exchanges with a fellow.
+	// PushPullInterval is the time between two complete exchanges with a member.
 	PushPullInterval time.Duration
-	// Timeout of a connection to a fellow.
+	// Timeout of a connection to a member.
 	Timeout time.Duration
-	// JoinTime is how long fellows are looked for before a speaker believes that it is alone.
+	// JoinTime is how long others are looked for before a speaker believes that it is alone.
 	JoinTime time.Duration
 }
 
@@ -74,7 +75,7 @@ type Config struct {
 	Log  *slog.Logger // nil: slog.Default()
 	Name string       // unique among the speakers: the node's name
 
-	// Addr is where to listen and where fellows find this speaker.
+	// Addr is where to listen and where others find this speaker.
 	Addr netip.Addr
 	Port uint16 // 0: DefaultPort
 
@@ -101,9 +102,9 @@ type Member struct {
 type View struct {
 	// Members are the speakers that are alive, by name, with this one while it runs.
 	Members []Member
-	// Joined is false until there was contact with a fellow, or the profile's JoinTime passed since SetPeers was called
-	// first without reaching one: so long a speaker cannot know whether others are there. It stays true afterwards, since
-	// a speaker that loses its fellows is alone or cut off, and goes on either way.
+	// Joined is false until there was contact with another member, or the profile's JoinTime passed since SetPeers was
+	// called first without reaching one: so long a speaker cannot know whether others are there. It stays true afterwards,
+	// since a speaker that loses the others is alone or cut off, and goes on either way.
 	Joined bool
 	// Problem is why this speaker cannot take part, empty if it can.
 	Problem string
@@ -114,21 +115,30 @@ type Cluster struct {
 	log     *slog.Logger
 	config  Config
 	self    netip.AddrPort
+	border  *border
 	keyring *memberlist.Keyring
-	rejoin  chan struct{} // peers changed
+	rejoin  chan struct{} // who is missing changed
 	update  chan struct{} // meta changed
 	notify  chan struct{} // OnChange is due
 	create  func(*memberlist.Config) (*memberlist.Memberlist, error)
 
 	mu      sync.Mutex
-	peers   []netip.AddrPort
-	known   time.Time // when peers was set first and fellows could be looked for
+	peers   map[netip.AddrPort]bool
+	looking time.Time // since when others are looked for; zero: SetPeers was not called, or there is no port yet
 	asked   bool      // SetPeers was called
-	meta    Meta
+	told    []byte    // what others are told
+	meta    Meta      // the same, as they read it
 	members map[string]Member
 	joined  bool
 	problem string
-	failing map[netip.AddrPort]string // peers that cannot be joined, and why
+	absent  map[netip.AddrPort]absence // peers that were not reached, or were lost
+}
+
+// absence is what is remembered of a peer that is no member.
+type absence struct {
+	tries int       // that failed, in a row
+	next  time.Time // not to be tried before
+	err   error     // of the last try
 }
 
 // New returns a Cluster that does nothing until Run is called.
@@ -145,13 +155,15 @@ func New(config Config) *Cluster {
 		log:     config.Log,
 		config:  config,
 		self:    netip.AddrPortFrom(config.Addr, config.Port),
+		border:  &border{},
 		keyring: &memberlist.Keyring{},
 		rejoin:  make(chan struct{}, 1),
 		update:  make(chan struct{}, 1),
 		notify:  make(chan struct{}, 1),
 		create:  memberlist.Create,
+		told:    Meta{}.encode(),
 		members: map[string]Member{},
-		failing: map[netip.AddrPort]string{},
+		absent:  map[netip.AddrPort]absence{},
 	}
 }
 
@@ -162,22 +174,26 @@ func signal(c chan struct{}) {
 	}
 }
 
-// SetPeers says where fellows can be found: all of them, alive or not, replacing what was said before. This speaker's
+// SetPeers says where others can be found: all of them, alive or not, replacing what was said before. This speaker's
 // own address may be among them. It never waits for the network.
 func (c *Cluster) SetPeers(peers []netip.AddrPort) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	next := make([]netip.AddrPort, 0, len(peers))
+	next := make(map[netip.AddrPort]bool, len(peers))
 	for _, p := range peers {
-		p = netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
-		if p.IsValid() && p != c.self && !slices.Contains(next, p) {
-			next = append(next, p)
+		if p = netip.AddrPortFrom(p.Addr().Unmap(), p.Port()); p.IsValid() && p != c.self {
+			next[p] = true
 		}
 	}
-	maps.DeleteFunc(c.failing, func(p netip.AddrPort, _ string) bool { return !slices.Contains(next, p) })
+	maps.DeleteFunc(c.absent, func(p netip.AddrPort, _ absence) bool { return !next[p] })
 	c.peers, c.asked = next, true
 	signal(c.rejoin)
 }
+
+// SetSources says which addresses may send to this speaker, all of them, replacing what was said before: those of the
+// nodes. Before the first call, and after one with none, they are not known, and everybody may. What others send is
+// dropped before it is read.
+func (c *Cluster) SetSources(addrs []netip.Addr) { c.border.setSources(addrs) }
 
 // SetKeys replaces the keys: the first one encrypts, all decrypt. To rotate without losing a message give every speaker
 // the new key as its second one, then as its first, then drop the old one. An error changes nothing: a key of another
@@ -218,15 +234,15 @@ func (c *Cluster) SetKeys(keys [][]byte) error {
 	return nil
 }
 
-// SetMeta says what to tell the fellows. It never waits for the network.
+// SetMeta says what to tell the others. View shows it as they read it; see Meta.Told. It never waits for the network.
 func (c *Cluster) SetMeta(meta Meta) {
-	meta.Links = slices.Clone(meta.Links)
+	told := meta.encode()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.meta.Equal(meta) {
+	if bytes.Equal(told, c.told) {
 		return
 	}
-	c.meta = meta
+	c.told, c.meta = told, meta.Told()
 	signal(c.update)
 	signal(c.notify)
 }
@@ -247,7 +263,7 @@ func (c *Cluster) View() View {
 	return v
 }
 
-// Run takes part in the gossip until ctx ends, then tells the fellows that it leaves, and returns nil. It returns an
+// Run takes part in the gossip until ctx ends, then tells the others that it leaves, and returns nil. It returns an
 // error only for a Config that cannot work. An address that cannot be listened on is tried again every second.
 func (c *Cluster) Run(ctx context.Context) error {
 	if c.config.Name == "" || !c.config.Addr.IsValid() {
@@ -280,9 +296,9 @@ func (c *Cluster) Run(ctx context.Context) error {
 	loops.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.joined, c.known = false, time.Time{}
+	c.joined, c.looking = false, time.Time{}
 	clear(c.members)
-	clear(c.failing)
+	clear(c.absent)
 	if err != nil {
 		return fmt.Errorf("members: %w", err)
 	}
@@ -292,7 +308,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 // listen starts memberlist as soon as its address can be had. The only error is that of ctx.
 func (c *Cluster) listen(ctx context.Context) (*memberlist.Memberlist, error) {
 	for {
-		list, err := c.create(c.listConfig())
+		list, err := c.open()
 		c.mu.Lock()
 		before := c.problem
 		c.problem = ""
@@ -321,11 +337,24 @@ func (c *Cluster) listen(ctx context.Context) (*memberlist.Memberlist, error) {
 	}
 }
 
-func (c *Cluster) listConfig() *memberlist.Config {
+func (c *Cluster) open() (*memberlist.Memberlist, error) {
+	t, err := listen(c.self, c.border)
+	if err != nil {
+		return nil, err
+	}
+	list, err := c.create(c.listConfig(t))
+	if err != nil {
+		_ = t.Shutdown()
+	}
+	return list, err
+}
+
+func (c *Cluster) listConfig(t memberlist.Transport) *memberlist.Config {
 	p := c.config.Profile
 	l := memberlist.DefaultLANConfig()
 	l.Name = c.config.Name
 	l.Label = "clarion" // keeps apart from other users of memberlist's port
+	l.Transport = t
 	l.BindAddr, l.BindPort = c.config.Addr.String(), int(c.config.Port)
 	l.AdvertiseAddr, l.AdvertisePort = l.BindAddr, l.BindPort
 	l.Keyring = c.keyring
@@ -340,85 +369,148 @@ func (c *Cluster) listConfig() *memberlist.Config {
 	return l
 }
 
-// joinLoop joins every peer that is not a member, at once and then about every second for ever: this is what heals a
-// partition, however long it took.
+// How others are looked for.
+const (
+	maxTries      = 32                     // connections at a time
+	nextWhenAlone = 100 * time.Millisecond // when a try has not been answered so long, another begins beside it
+	nextWhenMet   = 250 * time.Millisecond // the same when others are known
+	afterFailure  = 20 * time.Millisecond  // between a try that failed and the next
+	firstRetry    = 200 * time.Millisecond // of the same peer; doubles up to maxRetry
+)
+
+// maxRetry is the longest time between two tries of a peer that is not there, for one of so many speakers: all of them
+// together ask it about ten times a second, or once a second each if they are fewer.
+func maxRetry(speakers int) time.Duration {
+	return min(max(time.Duration(speakers)*time.Second/10, time.Second), time.Minute)
+}
+
+// joinLoop joins peers that are no members, one after the other and for ever: this is what heals a partition, however
+// long it took. A complete exchange with one brings all that it knows, and its news reach those who know it, so that after
+// one that succeeded it waits for these before it looks again who is missing.
 func (c *Cluster) joinLoop(ctx context.Context, list *memberlist.Memberlist) {
+	type result struct {
+		peer netip.AddrPort
+		err  error
+	}
+	results, pending := make(chan result, maxTries), map[netip.AddrPort]bool{}
+	var tries sync.WaitGroup
+	defer tries.Wait()
+	var rest time.Time // no try before
 	for {
-		c.join(ctx, list)
-		c.mu.Lock()
-		wait := 800*time.Millisecond + rand.N(400*time.Millisecond)
-		switch {
-		case c.joined || !c.asked:
-		case c.known.IsZero():
-			c.known = time.Now()
-			fallthrough
-		default:
-			left := c.config.Profile.JoinTime - time.Since(c.known)
-			if left <= 0 {
-				c.log.Info("members: no fellow reached, going on alone", "tried", len(c.peers), "for", c.config.Profile.JoinTime.String())
-				c.joined = true
-				signal(c.notify)
-			} else {
-				wait = min(wait, left, 200*time.Millisecond) // a start is in more of a hurry
-			}
+		now := time.Now()
+		peer, due, pace := c.next(now, pending)
+		if due.Before(rest) {
+			due = rest
 		}
-		c.mu.Unlock()
+		if peer.IsValid() && !due.After(now) && len(pending) < maxTries {
+			pending[peer], rest = true, now.Add(pace)
+			tries.Go(func() {
+				_, err := list.Join([]string{peer.String()})
+				results <- result{peer, err}
+			})
+			continue
+		}
+		wait := c.untilAlone(now)
+		if peer.IsValid() && len(pending) < maxTries {
+			wait = min(wait, due.Sub(now))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.rejoin:
+		case r := <-results:
+			delete(pending, r.peer)
+			c.tried(r.peer, r.err)
+			if rest = time.Now().Add(afterFailure); r.err == nil {
+				rest = rest.Add(c.spread())
+			}
 		case <-time.After(wait):
 		}
 	}
 }
 
-// join tries all peers that are not members, many at once, since each may take the whole timeout.
-func (c *Cluster) join(ctx context.Context, list *memberlist.Memberlist) {
+// next is a peer to try, any of those that are due or the one that is due first, when it is, and how long its answer may
+// take before another is tried beside it. It is invalid if every peer is a member or in pending.
+func (c *Cluster) next(now time.Time, pending map[netip.AddrPort]bool) (peer netip.AddrPort, due time.Time, pace time.Duration) {
 	c.mu.Lock()
-	alive := map[netip.AddrPort]bool{}
+	defer c.mu.Unlock()
+	members := make(map[netip.AddrPort]bool, len(c.members))
 	for _, m := range c.members {
-		alive[m.Addr] = true
+		members[m.Addr] = true
 	}
-	var absent []netip.AddrPort
-	for _, p := range c.peers {
-		if !alive[p] {
-			absent = append(absent, p)
+	ready := 0
+	for p := range c.peers {
+		if members[p] || pending[p] {
+			continue
+		}
+		at := c.absent[p].next
+		if !at.After(now) {
+			if ready++; rand.N(ready) == 0 {
+				peer, due = p, at
+			}
+		} else if ready == 0 && (!peer.IsValid() || at.Before(due)) {
+			peer, due = p, at
 		}
 	}
-	c.mu.Unlock()
-	rand.Shuffle(len(absent), func(i, j int) { absent[i], absent[j] = absent[j], absent[i] })
-	var tries sync.WaitGroup
-	const atOnce = 32
-	slots := make(chan struct{}, atOnce)
-	for _, p := range absent {
-		slots <- struct{}{}
-		if ctx.Err() != nil {
-			break
-		}
-		tries.Go(func() {
-			defer func() { <-slots }()
-			_, err := list.Join([]string{p.String()})
-			c.tried(p, err)
-		})
+	if pace = nextWhenAlone; len(c.members) > 1 {
+		pace = nextWhenMet
 	}
-	tries.Wait()
+	return peer, due, pace
 }
 
-// tried records how a peer could be joined, and logs when that changed.
+// spread is about how long news take to reach everybody, two to four times over, so that those who learned the same do
+// not act on it together.
+func (c *Cluster) spread() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	once := c.config.Profile.GossipInterval * time.Duration(1+bits.Len(uint(len(c.peers)))/2)
+	return 2*once + rand.N(2*once)
+}
+
+// untilAlone is how long to go on looking before this speaker believes that it is alone; an hour if that is decided, or
+// cannot be.
+func (c *Cluster) untilAlone(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.joined || !c.asked {
+		return time.Hour
+	}
+	if c.looking.IsZero() {
+		c.looking = now
+	}
+	left := c.config.Profile.JoinTime - now.Sub(c.looking)
+	if left > 0 {
+		return left
+	}
+	var err error
+	for _, a := range c.absent {
+		err = a.err
+	}
+	c.log.Info("members: no other speaker reached, going on alone", "tried", len(c.peers), "for", c.config.Profile.JoinTime.String(), "last error", err)
+	c.joined = true
+	signal(c.notify)
+	return time.Hour
+}
+
+// tried records how a peer could be joined.
 func (c *Cluster) tried(peer netip.AddrPort, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	_, failed := c.failing[peer]
-	switch {
-	case err == nil:
-		delete(c.failing, peer)
-	case !failed:
-		c.failing[peer] = err.Error()
-		c.log.Info("members: fellow not reached", "address", peer.String(), "error", err)
+	a := c.absent[peer]
+	delete(c.absent, peer)
+	if err == nil || !c.peers[peer] {
+		return
+	}
+	a.tries, a.err = a.tries+1, err
+	most := maxRetry(len(c.peers) + 1)
+	a.next = time.Now().Add(min(firstRetry<<min(a.tries-1, 16), most)*4/5 + rand.N(most/5))
+	c.absent[peer] = a
+	if a.tries == 1 {
+		c.log.Debug("members: not reached", "address", peer.String(), "error", err)
 	}
 }
 
-// metaLoop tells the fellows what changed.
+// metaLoop tells the others what changed.
 func (c *Cluster) metaLoop(ctx context.Context, list *memberlist.Memberlist) {
 	for {
 		select {
@@ -431,6 +523,9 @@ func (c *Cluster) metaLoop(ctx context.Context, list *memberlist.Memberlist) {
 	}
 }
 
+// notifyRest is the least time between two calls of OnChange: an exchange with one speaker changes the view by many.
+const notifyRest = 10 * time.Millisecond
+
 func (c *Cluster) notifyLoop(ctx context.Context) {
 	for {
 		select {
@@ -441,6 +536,11 @@ func (c *Cluster) notifyLoop(ctx context.Context) {
 				c.config.OnChange()
 			}
 		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(notifyRest):
+		}
 	}
 }
 
@@ -450,7 +550,7 @@ type delegate struct{ c *Cluster }
 func (d *delegate) NodeMeta(int) []byte {
 	d.c.mu.Lock()
 	defer d.c.mu.Unlock()
-	return d.c.meta.encode()
+	return d.c.told
 }
 
 func (d *delegate) NotifyJoin(n *memberlist.Node)   { d.c.alive(n) }
@@ -478,12 +578,13 @@ func (c *Cluster) alive(n *memberlist.Node) {
 	defer c.mu.Unlock()
 	old, known := c.members[n.Name]
 	c.members[n.Name] = m
+	delete(c.absent, m.Addr)
 	if n.Name != c.config.Name {
 		if !known {
-			c.log.Info("members: fellow is alive", "name", n.Name, "address", m.Addr.String())
+			c.log.Info("members: alive", "name", n.Name, "address", m.Addr.String())
 		}
 		if m.Unknown != "" && old.Unknown != m.Unknown {
-			c.log.Warn("members: fellow says what is not understood", "name", n.Name, "error", m.Unknown)
+			c.log.Warn("members: one says what is not understood", "name", n.Name, "error", m.Unknown)
 		}
 		c.joined = true
 	}
@@ -493,9 +594,14 @@ func (c *Cluster) alive(n *memberlist.Node) {
 func (c *Cluster) gone(n *memberlist.Node) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if m, ok := c.members[n.Name]; ok && c.peers[m.Addr] {
+		// Not all at once, those who lost it.
+		c.absent[m.Addr] = absence{next: time.Now().Add(rand.N(maxRetry(len(c.peers) + 1)))}
+	}
 	delete(c.members, n.Name)
+	signal(c.rejoin)
 	if n.Name != c.config.Name {
-		c.log.Info("members: fellow is gone, it left or does not answer", "name", n.Name)
+		c.log.Info("members: gone, it left or does not answer", "name", n.Name)
 	}
 	signal(c.notify)
 }

@@ -21,7 +21,7 @@ func (c *cable) mend()                                { c.apart.Store(nil) }
 
 // plug is one speaker's end of the cable: what it sends across a cut is lost.
 type plug struct {
-	*memberlist.NetTransport
+	*transport
 	cable *cable
 	self  netip.Addr
 }
@@ -35,14 +35,14 @@ func (p *plug) WriteToAddress(b []byte, to memberlist.Address) (time.Time, error
 	if p.lost(to) {
 		return time.Now(), nil
 	}
-	return p.NetTransport.WriteToAddress(b, to)
+	return p.transport.WriteToAddress(b, to)
 }
 
 func (p *plug) DialAddressTimeout(to memberlist.Address, timeout time.Duration) (net.Conn, error) {
 	if p.lost(to) {
 		return nil, errors.New("i/o timeout")
 	}
-	return p.NetTransport.DialAddressTimeout(to, timeout)
+	return p.transport.DialAddressTimeout(to, timeout)
 }
 
 // connect starts size speakers on a cable.
@@ -53,13 +53,7 @@ func connect(t *testing.T, size int, adapt func(*memberlist.Config)) ([]speaker,
 	for i := range size {
 		c := New(f.config(i))
 		c.create = func(config *memberlist.Config) (*memberlist.Memberlist, error) {
-			inner, err := memberlist.NewNetTransport(&memberlist.NetTransportConfig{
-				BindAddrs: []string{config.BindAddr}, BindPort: config.BindPort, Logger: config.Logger,
-			})
-			if err != nil {
-				return nil, err
-			}
-			config.Transport = &plug{inner, wire, f.addr(i)}
+			config.Transport = &plug{config.Transport.(*transport), wire, f.addr(i)}
 			adapt(config)
 			return memberlist.Create(config)
 		}
