@@ -138,8 +138,8 @@ func (g *Guard) Status() Status {
 }
 
 // Run guards until ctx ends, in the network namespace of the calling thread, and then removes every rule and route of
-// the guard. It ends early, with an error, only when the kernel's routing cannot be watched. It needs CAP_NET_ADMIN;
-// what the kernel refuses is in the Status.
+// the guard. It ends early, with an error, only when the kernel's routing cannot be watched; what is guarded stays then,
+// and Run may be called again. It needs CAP_NET_ADMIN; what the kernel refuses is in the Status.
 func (g *Guard) Run(ctx context.Context) error {
 	k, err := openKernel()
 	if err != nil {
@@ -152,6 +152,11 @@ func (g *Guard) Run(ctx context.Context) error {
 	defer watcher.Wait()
 	defer k.stopWatching()
 
+	g.mu.Lock()
+	if g.want != nil { // an earlier Run may have known already
+		poke(g.changed)
+	}
+	g.mu.Unlock()
 	var due <-chan time.Time // when to look again
 	var looked time.Time
 	for {
@@ -160,7 +165,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return g.apply(k, Want{}, false)
 		case err := <-broken:
-			return errors.Join(fmt.Errorf("guard: watch routing: %w", err), g.apply(k, Want{}, false))
+			return fmt.Errorf("guard: watch routing: %w", err)
 		case <-g.changed:
 		case <-touched:
 			if due == nil {
@@ -218,21 +223,51 @@ func (g *Guard) apply(k *kernel, want Want, repair bool) error {
 	sameErr := text(old.Err) == text(now.Err)
 	switch {
 	case !same:
-		g.log.Info("what is guarded changed", "prefixes", now.Prefixes, "interfaces", now.Interfaces,
-			"prefixes before", old.Prefixes, "interfaces before", old.Interfaces)
+		g.log.Info("what is guarded changed", difference(old, now)...)
 	case repair && changed && old.Err == nil:
-		g.log.Warn("another program had changed the guard's rules or routes", "prefixes", now.Prefixes, "interfaces", now.Interfaces)
+		g.log.Warn("another program had changed the guard's rules or routes", "prefixes", len(now.Prefixes), "interfaces", now.Interfaces)
 	}
 	switch {
 	case now.Err != nil && !sameErr:
 		g.log.Error("prefixes are not guarded as wanted", "error", now.Err)
 	case old.Err != nil && !sameErr:
-		g.log.Info("prefixes are guarded as wanted again", "prefixes", now.Prefixes, "interfaces", now.Interfaces)
+		g.log.Info("prefixes are guarded as wanted again", "prefixes", len(now.Prefixes), "interfaces", now.Interfaces)
 	}
 	if !same || !sameErr {
 		g.onChange()
 	}
 	return now.Err
+}
+
+// difference is what is to be logged of a change: how many prefixes came and went and the first few of them, and the
+// interfaces if they are others.
+func difference(old, now Status) []any {
+	attrs := []any{"prefixes", len(now.Prefixes)}
+	for _, d := range []struct {
+		key  string
+		a, b []netip.Prefix
+	}{{"added", old.Prefixes, now.Prefixes}, {"removed", now.Prefixes, old.Prefixes}} {
+		const most = 5
+		more, first := 0, []netip.Prefix{}
+		for _, p := range d.b {
+			if _, had := slices.BinarySearchFunc(d.a, p, netip.Prefix.Compare); had {
+				continue
+			}
+			if more++; more <= most {
+				first = append(first, p)
+			}
+		}
+		if more > 0 {
+			attrs = append(attrs, d.key, first)
+		}
+		if more > most {
+			attrs = append(attrs, d.key+" beside", more-most)
+		}
+	}
+	if !slices.Equal(old.Interfaces, now.Interfaces) {
+		attrs = append(attrs, "interfaces", now.Interfaces, "interfaces before", old.Interfaces)
+	}
+	return attrs
 }
 
 func text(err error) string {

@@ -85,8 +85,8 @@ func tableOf(message []byte) uint32 {
 	return 0
 }
 
-// apply makes what the guard has of a family the routes to the prefixes of want, all of that family, and a rule for each
-// of its interfaces. It returns which of both are in the kernel then, without the prefixes if no rule leads to them, and
+// apply makes what the guard has of a family the routes to the prefixes of want, sorted and all of that family, and a rule
+// for each of its interfaces. It returns which of both are in the kernel then, without the prefixes if no rule leads to them, and
 // whether it changed anything. One that fails does not keep others from being guarded.
 func (k *kernel) apply(f family, want Want) (done Want, changed bool, err error) {
 	var errs []error
@@ -110,7 +110,7 @@ func (k *kernel) apply(f family, want Want) (done Want, changed bool, err error)
 	var surplus []netlink.Route
 	for _, r := range routes {
 		p := destination(&r)
-		wanted := slices.Contains(want.Prefixes, p)
+		_, wanted := slices.BinarySearchFunc(want.Prefixes, p, netip.Prefix.Compare)
 		switch {
 		case wanted && !have[p] && r.Type == unix.RTN_UNREACHABLE:
 			have[p] = true
