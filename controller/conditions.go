@@ -56,7 +56,7 @@ type conditions struct {
 }
 
 // setupConditions adds the writer to the manager. Its snapshot is kept on standbys too; only the leader writes.
-func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, n *counters, log *slog.Logger) error {
+func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, n *counters, log *slog.Logger) (*conditions, error) {
 	c := &conditions{
 		client: mgr.GetClient(), cache: mgr.GetCache(), holds: holds, counters: n, events: mgr.GetEventRecorder("clarion-controller"), log: log,
 		snapshot: snapshot.New(snapshot.Options{}), wake: make(chan struct{}, 1),
@@ -65,18 +65,15 @@ func setupConditions(mgr manager.Manager, defaultClass bool, holds func() bool, 
 	ctx := context.Background() // informers run until the manager's cache ends
 	synced, err := c.snapshot.Watch(ctx, c.cache, log, c.poke)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	speakers, err := snapshot.On(ctx, c.cache, c.speaker)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.synced = append(synced, speakers)
-	return mgr.Add(c)
+	return c, nil
 }
-
-// NeedLeaderElection says that there is one writer.
-func (c *conditions) NeedLeaderElection() bool { return true }
 
 func (c *conditions) poke() {
 	select {

@@ -111,7 +111,7 @@ func (a *api) clear() {
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.IPAddressPool{}))
 	a.ok(a.DeleteAllOf(ctx, &corev1.Node{}))
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.Speaker{}))
-	a.ok(client.IgnoreNotFound(a.Delete(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: lab.Namespace, Name: leaseName}})))
+	a.ok(client.IgnoreNotFound(a.Delete(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: lab.Namespace, Name: v1beta1.LeaseName}})))
 }
 
 func (a *api) ok(err error) {
@@ -802,7 +802,7 @@ func (a *api) leader(procs map[string]*lab.Process) string {
 	name := ""
 	a.eventually(func() error {
 		var lease coordinationv1.Lease
-		if err := a.Get(context.Background(), client.ObjectKey{Namespace: lab.Namespace, Name: leaseName}, &lease); err != nil {
+		if err := a.Get(context.Background(), client.ObjectKey{Namespace: lab.Namespace, Name: v1beta1.LeaseName}, &lease); err != nil {
 			return err
 		}
 		for n, p := range procs {

@@ -15,7 +15,8 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
-	"sync/atomic"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -23,9 +24,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/rest"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -41,20 +41,25 @@ import (
 
 // options are the flags.
 type options struct {
-	namespace    string
-	defaultClass bool
-	leaderElect  bool
-	metricsAddr  string
-	healthAddr   string
-	pprofAddr    string
-	logLevel     slog.Level
+	namespace   string
+	class       class
+	leaderElect bool
+	lease       timing
+	metricsAddr string
+	healthAddr  string
+	pprofAddr   string
+	logLevel    slog.Level
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Lease and its Secret (default $POD_NAMESPACE)")
-	flag.BoolVar(&o.defaultClass, "default-class", true, "serve Services of type LoadBalancer without a loadBalancerClass too; as for the speaker")
-	flag.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding the Lease clarion-controller; needed with more than one replica")
+	flag.StringVar(&o.class.name, "load-balancer-class", v1beta1.LoadBalancerClass, "the loadBalancerClass of the Services to serve")
+	flag.BoolVar(&o.class.byDefault, "default-class", true, "serve Services of type LoadBalancer without a loadBalancerClass too")
+	flag.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding the Lease "+v1beta1.LeaseName+"; needed with more than one replica")
+	flag.DurationVar(&o.lease.duration, "lease-duration", 15*time.Second, "after how long without a renewal another replica takes the Lease")
+	flag.DurationVar(&o.lease.deadline, "lease-renew-deadline", 10*time.Second, "after how long without a renewal the holder gives up")
+	flag.DurationVar(&o.lease.retry, "lease-retry-period", 2*time.Second, "how often the Lease is renewed, and looked at by others")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
 	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served; 0: nowhere")
 	flag.StringVar(&o.pprofAddr, "pprof-bind-address", "0", "where /debug/pprof is served; 0: nowhere")
@@ -83,12 +88,8 @@ func envOr(name, def string) string {
 // shutdownTimeout is how long writes may take that are under way when the controller is asked to end.
 const shutdownTimeout = 5 * time.Second
 
-// restartDelay is how long a controller that lost its lease waits before it stands for election again.
-const restartDelay = time.Second
-
-// run runs controllers until ctx ends: one that has lost its lease, or the API server, is replaced by a new one that
-// knows nothing, in the same process. Leaving that to the kubelet would cost a crash's back-off for every hiccup of the
-// API server that is longer than the short lease. Only a controller that never worked is an error.
+// run runs a controller until ctx ends. All of its parts run on standbys too, so that caches are filled and outlive a lost
+// lease; what decides and writes does so only while the lease is held.
 func run(ctx context.Context, o options, log *slog.Logger) error {
 	restConfig, err := ctrl.GetConfig()
 	if err != nil {
@@ -99,34 +100,12 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
-	identity, err := newIdentity()
-	if err != nil {
-		return err
-	}
-	worked := false
-	for {
-		led, err := runOnce(ctx, o, restConfig, identity, n, log)
-		worked = worked || led
-		if ctx.Err() != nil || !worked {
-			return err
-		}
-		log.Warn("controller starts anew", "error", err)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(restartDelay):
-		}
-	}
-}
-
-// runOnce runs one controller, and says whether it ever held the lease.
-func runOnce(ctx context.Context, o options, restConfig *rest.Config, identity string, n *counters, log *slog.Logger) (led bool, err error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, eventsv1.AddToScheme, networkingv1.AddToScheme, v1beta1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
-			return false, err
+			return err
 		}
 	}
 	mo := manager.Options{
@@ -139,78 +118,114 @@ func runOnce(ctx context.Context, o options, restConfig *rest.Config, identity s
 		Cache: cache.Options{
 			DefaultTransform: snapshot.Trim,
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Service{}: {
-					Field:                 fields.OneTermEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer)),
-					Transform:             trimService,
-					UnsafeDisableDeepCopy: new(true),
-				},
+				&corev1.Service{}:   {Transform: trimService, UnsafeDisableDeepCopy: new(true)},
 				&corev1.Namespace{}: {Transform: trimNamespace, UnsafeDisableDeepCopy: new(true)},
 				&corev1.Node{}:      {Transform: snapshot.Trim, UnsafeDisableDeepCopy: new(true)},
 			},
 		},
 	}
-	holds := func() bool { return true }
-	if o.leaderElect {
-		lock, err := newFencedLock(restConfig, o.namespace, identity)
-		if err != nil {
-			return false, err
-		}
-		holds = lock.holds
-		log.Info("standing for election", "identity", identity)
-		mo.LeaderElection = true
-		mo.LeaderElectionID = leaseName
-		mo.LeaderElectionResourceLockInterface = lock
-		mo.LeaderElectionReleaseOnCancel = true
-		mo.LeaseDuration, mo.RenewDeadline, mo.RetryPeriod = new(leaseDuration), new(renewDeadline), new(retryPeriod)
-	}
 	mgr, err := ctrl.NewManager(restConfig, mo)
 	if err != nil {
-		return false, err
+		return err
 	}
-	svcs, err := setupServices(mgr, o.defaultClass, holds, n, log)
+	holds, elect := func() bool { return true }, func(ctx context.Context, lead func(context.Context)) error {
+		lead(ctx)
+		return nil
+	}
+	if o.leaderElect {
+		if err := o.lease.check(); err != nil {
+			return err
+		}
+		identity, err := newIdentity()
+		if err != nil {
+			return err
+		}
+		leases, err := coordinationv1client.NewForConfigAndClient(restConfig, mgr.GetHTTPClient())
+		if err != nil {
+			return fmt.Errorf("leases: %w", err)
+		}
+		l := newLease(leases.Leases(o.namespace), identity, map[string]string{
+			v1beta1.AnnotationClass: o.class.name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.byDefault), v1beta1.AnnotationVersion: version(),
+		}, o.lease)
+		holds, elect = l.holds, func(ctx context.Context, lead func(context.Context)) error { return l.elect(ctx, log, lead) }
+	}
+	svcs, err := setupServices(mgr, o.class, holds, n, log)
 	if err != nil {
-		return false, fmt.Errorf("services: %w", err)
+		return fmt.Errorf("services: %w", err)
 	}
 	pools, err := setupPools(mgr, svcs, log)
 	if err != nil {
-		return false, fmt.Errorf("pools: %w", err)
+		return fmt.Errorf("pools: %w", err)
 	}
-	unregister, err := setupMetrics(pools, mgr.GetClient(), holds)
+	if err := setupMetrics(pools, mgr.GetClient(), holds); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
+	conds, err := setupConditions(mgr, o.class.byDefault, holds, n, log)
 	if err != nil {
-		return false, fmt.Errorf("metrics: %w", err)
+		return fmt.Errorf("conditions: %w", err)
 	}
-	defer unregister()
-	var synced atomic.Bool
+	synced := make(chan struct{})
 	err = errors.Join(
-		setupConditions(mgr, o.defaultClass, holds, n, log),
-		setupMembersKey(mgr, o.namespace, log),
 		mgr.AddHealthzCheck("alive", healthz.Ping),
 		mgr.AddReadyzCheck("caches", func(*http.Request) error {
-			if !synced.Load() {
+			select {
+			case <-synced:
+				return nil
+			default:
 				return errors.New("caches are not filled yet")
 			}
-			return nil
 		}),
-		mgr.Add(everywhere(func(context.Context) error { // runs once the caches are filled
-			synced.Store(true)
+		mgr.Add(manager.RunnableFunc(func(context.Context) error { // runs once the caches are filled
+			close(synced)
 			return nil
 		})),
 	)
 	if err != nil {
-		return false, err
+		return err
 	}
+
+	// The lease is given up when everything has ended that could write.
+	electing, endElection := context.WithCancel(context.WithoutCancel(ctx))
+	defer endElection()
+	elected := make(chan error, 1)
+	go func() {
+		for _, ready := range []<-chan struct{}{synced, svcs.queued, pools.queued} {
+			select {
+			case <-electing.Done():
+				elected <- nil
+				return
+			case <-ready:
+			}
+		}
+		elected <- elect(electing, func(term context.Context) {
+			lead(term, svcs, pools, func(ctx context.Context) { keepMembersKey(ctx, mgr.GetClient(), o.namespace, log) }, func(ctx context.Context) { _ = conds.Start(ctx) })
+		})
+	}()
 	err = mgr.Start(ctx)
-	select {
-	case <-mgr.Elected():
-		led = true
-	default:
-	}
-	return led, err
+	endElection()
+	return errors.Join(err, <-elected)
 }
 
-// everywhere is a part of the manager that runs whether or not this controller leads.
-type everywhere func(context.Context) error
+// lead is a term: it decides and writes until ctx ends.
+func lead(ctx context.Context, svcs *services, pools *pools, beside ...func(context.Context)) {
+	var parts sync.WaitGroup
+	for _, part := range beside {
+		parts.Go(func() { part(ctx) })
+	}
+	if err := svcs.lead(ctx, true); err != nil { // the cache is filled, so that this does not happen
+		svcs.log.Error("cannot lead", "error", err)
+	}
+	pools.lead(true)
+	<-ctx.Done()
+	_ = svcs.lead(ctx, false)
+	pools.lead(false)
+	parts.Wait()
+}
 
-func (f everywhere) Start(ctx context.Context) error { return f(ctx) }
-
-func (everywhere) NeedLeaderElection() bool { return false }
+// version is that of the module, as it was built.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "devel"
+}

@@ -60,7 +60,7 @@ var (
 		[]string{"pool", "family"}, nil)
 	poolAvailable = prometheus.NewDesc("clarion_pool_addresses_available", "Addresses that the pool could still give to any Service that it admits. Stops at 2^63-1.",
 		[]string{"pool", "family"}, nil)
-	poolQuarantined = prometheus.NewDesc("clarion_pool_addresses_quarantined", "Addresses of the pool that are given to nobody because a stranger on the local network uses them, or did so a short while ago.",
+	poolQuarantined = prometheus.NewDesc("clarion_pool_addresses_quarantined", "Addresses of the pool that are given to nobody because a foreign host on the local network uses them, or did so a short while ago.",
 		[]string{"pool", "family"}, nil)
 )
 
@@ -78,10 +78,9 @@ type collector struct {
 	holds  func() bool // whether this controller leads
 }
 
-// setupMetrics serves the numbers of one controller until unregister is called.
-func setupMetrics(p *pools, c client.Reader, holds func() bool) (unregister func(), err error) {
-	all := &collector{p, c, holds}
-	return func() { metrics.Registry.Unregister(all) }, metrics.Registry.Register(all)
+// setupMetrics serves the controller's numbers.
+func setupMetrics(p *pools, c client.Reader, holds func() bool) error {
+	return metrics.Registry.Register(&collector{p, c, holds})
 }
 
 // Describe is prometheus.Collector's.
@@ -96,8 +95,7 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 
 // Collect is prometheus.Collector's. A standby has no numbers.
 func (c *collector) Collect(to chan<- prometheus.Metric) {
-	for _, name := range c.pools.poolNames() {
-		u := c.pools.services.usage(name)
+	for name, u := range c.pools.services.usage() {
 		for _, f := range []pool.Family{pool.IPv4, pool.IPv6} {
 			gauge := func(d *prometheus.Desc, v int64) {
 				to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), name, f.String())
@@ -105,7 +103,13 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 			gauge(poolCapacity, u.Capacity[f])
 			gauge(poolAssigned, u.Assigned[f])
 			gauge(poolAvailable, u.Available[f])
-			gauge(poolQuarantined, u.Quarantined[f])
+			quarantined := int64(0)
+			for _, a := range u.Quarantined {
+				if pool.FamilyOf(a) == f {
+					quarantined++
+				}
+			}
+			gauge(poolQuarantined, quarantined)
 		}
 	}
 	if c.holds() {

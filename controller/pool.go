@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
 )
 
@@ -40,14 +41,8 @@ const (
 	poolStatusRetry = 5 * time.Second
 )
 
-// Reasons of the pools' conditions.
-const (
-	reasonReady       = "Ready"
-	reasonInvalid     = "Invalid"
-	reasonOverlap     = "PoolOverlap"
-	reasonOnNode      = "NodeAddress"
-	reasonServiceCIDR = "ServiceCIDR"
-)
+// maxResting is how many resting addresses a pool's status lists.
+const maxResting = 256
 
 // allPools is the one key of the reconciler: pools are only understood together.
 var allPools = reconcile.Request{NamespacedName: types.NamespacedName{Name: "all"}}
@@ -59,15 +54,16 @@ type pools struct {
 	log      *slog.Logger
 	cidrs    bool // whether the cluster has the ServiceCIDR API
 
+	queued  chan struct{} // closed when there is a queue
 	mu      sync.Mutex
 	queue   queue
-	current []string // the specs that services has, by UID and generation, and what of them the cluster has itself
-	names   []string
+	current []string                                // the specs that services has, by UID and generation, and what of them the cluster has itself
+	written map[string]*v1beta1.IPAddressPoolStatus // by pool, as this controller wrote it last
 }
 
 // setupPools adds the reconciler to the manager.
 func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, error) {
-	p := &pools{client: mgr.GetClient(), services: svcs, log: log}
+	p := &pools{client: mgr.GetClient(), services: svcs, log: log, queued: make(chan struct{}), written: map[string]*v1beta1.IPAddressPoolStatus{}}
 	svcs.changed, svcs.pools = p.later, p.read
 	_, err := mgr.GetRESTMapper().RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), "v1")
 	if err != nil && !meta.IsNoMatchError(err) {
@@ -75,7 +71,7 @@ func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, 
 	}
 	p.cidrs = err == nil
 	c, err := controller.New("pools", mgr, controller.Options{
-		Reconciler: p, EnableWarmup: new(true), SkipNameValidation: new(true),
+		Reconciler: p, NeedLeaderElection: new(false),
 	})
 	if err != nil {
 		return nil, err
@@ -85,10 +81,15 @@ func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, 
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			p.queue = q
+			close(p.queued)
 			return nil
 		})),
 		c.Watch(source.Kind(mgr.GetCache(), &v1beta1.IPAddressPool{}, toAllPools[*v1beta1.IPAddressPool](),
-			predicate.TypedGenerationChangedPredicate[*v1beta1.IPAddressPool]{})),
+			predicate.TypedFuncs[*v1beta1.IPAddressPool]{
+				UpdateFunc: func(e event.TypedUpdateEvent[*v1beta1.IPAddressPool]) bool {
+					return e.ObjectOld.Generation != e.ObjectNew.Generation || p.edited(e.ObjectNew)
+				},
+			})),
 		c.Watch(source.Kind(mgr.GetCache(), &corev1.Node{}, toAllPools[*corev1.Node](), predicate.TypedFuncs[*corev1.Node]{
 			UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Node]) bool {
 				return !slices.Equal(e.ObjectOld.Status.Addresses, e.ObjectNew.Status.Addresses)
@@ -108,6 +109,24 @@ func toAllPools[T client.Object]() handler.TypedEventHandler[T, reconcile.Reques
 	return handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, T) []reconcile.Request {
 		return []reconcile.Request{allPools}
 	})
+}
+
+// edited says whether somebody else wrote a pool's status.
+func (p *pools) edited(o *v1beta1.IPAddressPool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := p.written[o.Name]
+	return was == nil || !equality.Semantic.DeepEqual(*was, o.Status)
+}
+
+// lead begins or ends a term as leader: see services.lead.
+func (p *pools) lead(leads bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.current, p.written = nil, map[string]*v1beta1.IPAddressPoolStatus{}
+	if leads {
+		p.queue.Add(allPools)
+	}
 }
 
 // later has the numbers written soon.
@@ -141,6 +160,12 @@ func setOf(objects []v1beta1.IPAddressPool, taken ...pool.Use) *pool.Set {
 
 // Reconcile gives changed pools to services and writes those statuses that are not what they should be.
 func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
+	p.services.mu.Lock()
+	leads := p.services.leads
+	p.services.mu.Unlock()
+	if !leads {
+		return reconcile.Result{}, nil
+	}
 	if err := p.services.load(ctx); err != nil {
 		return reconcile.Result{}, err
 	}
@@ -157,7 +182,7 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	slices.Sort(specs)
 	p.mu.Lock()
 	changed := !slices.Equal(specs, p.current)
-	p.current, p.names = specs, names
+	p.current = specs
 	p.mu.Unlock()
 	if changed {
 		p.services.setPools(set)
@@ -169,12 +194,16 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		return reconcile.Result{}, err
 	}
 	again := reconcile.Result{RequeueAfter: p.services.quarantine(contested)}
+	usage := p.services.usage()
 	for i := range list.Items {
 		o := &list.Items[i]
-		status := p.status(o, set)
+		status := p.status(o, set, usage[o.Name])
 		if equality.Semantic.DeepEqual(o.Status, status) {
 			continue
 		}
+		p.mu.Lock()
+		p.written[o.Name] = &status
+		p.mu.Unlock()
 		if err := p.write(ctx, o, status); err != nil {
 			again.RequeueAfter = poolStatusRetry
 			if !apierrors.IsNotFound(err) && !errors.Is(err, errNotLeader) {
@@ -196,7 +225,7 @@ func (p *pools) taken(ctx context.Context) ([]pool.Use, error) {
 	for i := range nodes.Items {
 		for _, a := range nodes.Items[i].Status.Addresses {
 			if addr, err := netip.ParseAddr(a.Address); err == nil {
-				out = append(out, pool.Use{Kind: reasonOnNode, By: "node " + nodes.Items[i].Name, Addresses: pool.Ranges{pool.FromAddr(addr.Unmap().WithZone(""))}})
+				out = append(out, pool.Use{Kind: v1beta1.ReasonNodeAddress, By: "node " + nodes.Items[i].Name, Addresses: pool.Ranges{pool.FromAddr(addr.Unmap().WithZone(""))}})
 			}
 		}
 	}
@@ -208,7 +237,7 @@ func (p *pools) taken(ctx context.Context) ([]pool.Use, error) {
 		for i := range cidrs.Items {
 			for _, c := range cidrs.Items[i].Spec.CIDRs {
 				if prefix, err := netip.ParsePrefix(c); err == nil {
-					out = append(out, pool.Use{Kind: reasonServiceCIDR, By: "ServiceCIDR " + cidrs.Items[i].Name, Addresses: pool.Ranges{pool.FromPrefix(prefix)}})
+					out = append(out, pool.Use{Kind: v1beta1.ReasonServiceCIDR, By: "ServiceCIDR " + cidrs.Items[i].Name, Addresses: pool.Ranges{pool.FromPrefix(prefix)}})
 				}
 			}
 		}
@@ -220,16 +249,27 @@ func (p *pools) taken(ctx context.Context) ([]pool.Use, error) {
 }
 
 // status is what a pool's status should be.
-func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set) v1beta1.IPAddressPoolStatus {
-	u := p.services.usage(o.Name)
+func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, u *ipam.Usage) v1beta1.IPAddressPoolStatus {
+	if u == nil {
+		u = &ipam.Usage{} // services do not have it yet
+	}
 	status := v1beta1.IPAddressPoolStatus{
 		AssignedIPv4: u.Assigned[pool.IPv4], AssignedIPv6: u.Assigned[pool.IPv6],
 		AvailableIPv4: u.Available[pool.IPv4], AvailableIPv6: u.Available[pool.IPv6],
 		Conditions: slices.Clone(o.Status.Conditions),
 	}
-	status.Quarantined, status.Kept = p.services.listing(o.Name)
+	for _, a := range u.Quarantined {
+		status.Quarantined = append(status.Quarantined, a.String())
+	}
+	for _, a := range u.Kept {
+		status.Kept = append(status.Kept, a.String())
+	}
+	for _, r := range u.Resting[max(0, len(u.Resting)-maxResting):] {
+		until := r.Until.Add(time.Second - 1).Truncate(time.Second) // the API keeps whole seconds
+		status.Resting = append(status.Resting, v1beta1.RestingAddress{Address: r.Addr.String(), Service: r.Last.String(), Until: metav1.NewTime(until)})
+	}
 	ready := metav1.Condition{
-		Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: reasonReady, Message: "in use as written",
+		Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "in use as written",
 		ObservedGeneration: o.Generation,
 	}
 	conflict := metav1.Condition{
@@ -244,10 +284,10 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set) v1beta1.IPAddres
 		texts = append(texts, text)
 	}
 	for _, c := range set.Conflicts(o.Name) {
-		add(reasonOverlap, fmt.Sprintf("%s: belongs to pool %s, which is older", c.Addresses, c.With))
+		add(v1beta1.ReasonPoolOverlap, fmt.Sprintf("%s: belongs to pool %s, which is older", c.Addresses, c.With))
 	}
 	if len(texts) > 0 {
-		ready.Status, ready.Reason = metav1.ConditionFalse, reasonOverlap
+		ready.Status, ready.Reason = metav1.ConditionFalse, v1beta1.ReasonPoolOverlap
 		ready.Message = few(texts) + "; the rest of this pool is in use"
 		if len(this.Addresses) == 0 {
 			ready.Message = few(texts) + "; nothing is left of this pool"
@@ -257,11 +297,11 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set) v1beta1.IPAddres
 		add(u.Kind, fmt.Sprintf("%s: belongs to %s, so no Service gets it; take it out of the pool, or exclude it", u.Addresses, u.By))
 	}
 	conflict.Message = few(texts)
-	if idle := idleReservations(this, set); len(idle) > 0 {
-		ready.Message += "; " + few(idle)
+	if advice := append(slices.Clone(this.Advice), idleReservations(this, set)...); len(advice) > 0 {
+		ready.Message += "; " + few(advice)
 	}
 	if this.Err != nil {
-		ready.Status, ready.Reason = metav1.ConditionFalse, reasonInvalid
+		ready.Status, ready.Reason = metav1.ConditionFalse, v1beta1.ReasonInvalid
 		ready.Message = strings.ReplaceAll(this.Err.Error(), "\n", "; ") + "; nothing is assigned from this pool until it is right"
 	}
 	meta.SetStatusCondition(&status.Conditions, ready)
@@ -279,8 +319,10 @@ func idleReservations(this *pool.Pool, set *pool.Set) (out []string) {
 		if this.Gives(a) {
 			continue
 		}
-		why, _ := set.WhyNot(a)
-		if p := set.Find(a); p == this {
+		why, has := set.WhyNot(a)
+		if p := set.Find(a); has != nil {
+			why = "it belongs to " + has.By
+		} else if p == this {
 			why = "avoidBuggyIPs keeps it from being given out"
 		} else if p != nil {
 			why = "it belongs to pool " + p.Name
@@ -297,19 +339,13 @@ func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1be
 	}
 	b, err := json.Marshal(map[string]any{"status": struct {
 		v1beta1.IPAddressPoolStatus
-		Quarantined []string `json:"quarantined"` // null where there is none: the patch removes the list
-		Kept        []string `json:"kept"`
-	}{status, status.Quarantined, status.Kept}})
+		Quarantined []string                 `json:"quarantined"` // null where there is none: the patch removes the list
+		Kept        []string                 `json:"kept"`
+		Resting     []v1beta1.RestingAddress `json:"resting"`
+	}{status, status.Quarantined, status.Kept, status.Resting}})
 	if err != nil {
 		return err
 	}
 	target := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: o.Name}}
 	return p.client.Status().Patch(ctx, target, client.RawPatch(types.MergePatchType, b))
-}
-
-// poolNames is the pools as of the last Reconcile.
-func (p *pools) poolNames() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.names
 }

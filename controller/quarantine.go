@@ -6,16 +6,18 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
-// contested is the addresses that strangers on the local network use, and who they are, as the live speakers say that
+// contested is the addresses that foreign hosts on the local network use, and who they are, as the live speakers say that
 // could not announce them for the first time.
 //
 // An address that any speaker answers for, or did when it wrote last, has been announced: whoever claims it came later,
@@ -72,28 +74,37 @@ func heard(ctx context.Context, c client.Reader) (map[netip.Addr]string, error) 
 	}), nil
 }
 
-// listed is the addresses that were in quarantine, and the pools of those that Services kept, when the controller before
-// this one wrote last.
-func listed(ctx context.Context, live client.Reader) (quarantined, kept map[netip.Addr]string, err error) {
+// only is the addresses alone.
+func only(heard map[netip.Addr]string) map[netip.Addr]bool {
+	out := make(map[netip.Addr]bool, len(heard))
+	for a := range heard {
+		out[a] = true
+	}
+	return out
+}
+
+// listed is the addresses that were in quarantine, and those that rested, when the controller before this one wrote last.
+func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr]bool, rests []ipam.Rest, err error) {
 	var list v1beta1.IPAddressPoolList
 	if err := live.List(ctx, &list); err != nil {
 		return nil, nil, fmt.Errorf("list IPAddressPools: %w", err)
 	}
-	quarantined, kept = map[netip.Addr]string{}, map[netip.Addr]string{}
+	quarantined = map[netip.Addr]bool{}
 	for i := range list.Items {
-		o := &list.Items[i]
-		for _, text := range o.Status.Quarantined {
+		status := &list.Items[i].Status
+		for _, text := range status.Quarantined {
 			if addr, err := netip.ParseAddr(text); err == nil {
-				quarantined[addr] = ""
+				quarantined[addr] = true
 			}
 		}
-		for _, text := range o.Status.Kept {
-			if addr, err := netip.ParseAddr(text); err == nil {
-				kept[addr] = o.Name
+		for _, r := range status.Resting {
+			ns, name, _ := strings.Cut(r.Service, "/")
+			if addr, err := netip.ParseAddr(r.Address); err == nil {
+				rests = append(rests, ipam.Rest{Addr: addr, Last: key{Namespace: ns, Name: name}, Until: r.Until.Time})
 			}
 		}
 	}
-	return quarantined, kept, nil
+	return quarantined, rests, nil
 }
 
 // sameReports says whether two statuses of a speaker are alike in what contested reads, but for the addresses that it
@@ -106,38 +117,26 @@ func sameConflict(a, b v1beta1.AddressConflict) bool {
 	return a.Address == b.Address && a.HardwareAddress == b.HardwareAddress && a.Interface == b.Interface && a.BeforeUse == b.BeforeUse
 }
 
-// quarantine takes in which addresses strangers are heard to use, and by whom. The Services that lose one are looked at.
-// It returns when it has to be called again for the sake of those that are not heard any more; 0: never.
+// quarantine takes in which addresses foreign hosts are heard to use, and by whom, and ends the rests that are over. The
+// Services that this concerns are looked at. It returns when it has to be called again though nothing new is heard; 0:
+// never.
 func (s *services) quarantine(heard map[netip.Addr]string) (again time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	began, ended := s.table.Quarantine(heard, now)
+	s.table.Expire(now)
+	began, ended := s.table.Quarantine(only(heard), now)
 	for _, a := range began {
 		s.log.Warn("address is in quarantine", "address", a, "used by", heard[a])
 	}
 	for _, a := range ended {
 		s.log.Info("quarantine is over", "address", a)
 	}
-	if len(began)+len(ended) > 0 {
-		s.follow()
-	}
-	if ends := s.table.QuarantineEnds(); !ends.IsZero() {
-		again = max(ends.Sub(now), time.Millisecond)
+	s.enqueue()
+	for _, at := range []time.Time{s.table.QuarantineEnds(), s.table.NextExpiry()} {
+		if wait := max(at.Sub(now), time.Millisecond); !at.IsZero() && (again == 0 || wait < again) {
+			again = wait
+		}
 	}
 	return again
-}
-
-// listing is what a pool's status lists: its addresses that are in quarantine, and those that it has no more and Services
-// keep.
-func (s *services) listing(pool string) (quarantined, kept []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, a := range s.table.Quarantined(pool) {
-		quarantined = append(quarantined, a.String())
-	}
-	for _, a := range s.table.Kept(pool) {
-		kept = append(kept, a.String())
-	}
-	return quarantined, kept
 }

@@ -25,28 +25,47 @@ var (
 	sharingNames   = []string{v1beta1.AnnotationAllowSharedIP, "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"}
 )
 
-// ours says whether a Service asks for addresses from this controller.
-func ours(svc *corev1.Service, defaultClass bool) bool {
+// metallbFromPool is an annotation in which MetalLB says which pool an address is from.
+const metallbFromPool = "metallb.io/ip-allocated-from-pool"
+
+// class is which Services of type LoadBalancer are Clarion's.
+type class struct {
+	name      string // of spec.loadBalancerClass
+	byDefault bool   // those without a class too
+}
+
+// serves says whether a Service asks for addresses from this controller.
+func (c class) serves(svc *corev1.Service) bool {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return false
 	}
 	if svc.Spec.LoadBalancerClass == nil {
-		return defaultClass
+		return c.byDefault
 	}
-	return *svc.Spec.LoadBalancerClass == v1beta1.LoadBalancerClass
+	return *svc.Spec.LoadBalancerClass == c.name
 }
 
-// requestOf is a Service as allocation sees it.
-func requestOf(svc *corev1.Service, namespaceLabels labels.Set) ipam.Request {
+// request is a Service as allocation sees it. Of one that is not served, or is about to go, that is what it holds.
+func (c class) request(svc *corev1.Service, namespaceLabels labels.Set) ipam.Request {
 	r := ipam.Request{
-		Service:         types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
-		Created:         svc.CreationTimestamp.Time,
-		Labels:          svc.Labels,
-		NamespaceLabels: namespaceLabels,
-		Families:        familiesOf(svc),
-		Current:         ingressOf(svc),
-		Managed:         managed(svc),
+		Service: types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
+		Created: svc.CreationTimestamp.Time,
 	}
+	for _, ip := range svc.Spec.ExternalIPs {
+		if a, err := netip.ParseAddr(ip); err == nil {
+			r.Held = append(r.Held, a.Unmap())
+		}
+	}
+	serves := c.serves(svc)
+	if !serves || svc.DeletionTimestamp != nil || foreign(svc) {
+		r.Other, r.Terminating = true, serves && svc.DeletionTimestamp != nil && managed(svc)
+		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+			r.Held = append(r.Held, ingressOf(svc)...)
+		}
+		return r
+	}
+	r.Labels, r.NamespaceLabels = svc.Labels, namespaceLabels
+	r.Families, r.Current, r.Managed = familiesOf(svc), ingressOf(svc), managed(svc)
 	if p := svc.Spec.IPFamilyPolicy; p != nil {
 		r.RequireAll = *p == corev1.IPFamilyPolicyRequireDualStack
 	}
@@ -148,6 +167,13 @@ func managed(svc *corev1.Service) bool {
 	return meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated) != nil
 }
 
+// foreign says whether another controller has given the Service a host name. Only addresses can be adopted.
+func foreign(svc *corev1.Service) bool {
+	return !managed(svc) && slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(i corev1.LoadBalancerIngress) bool {
+		return i.Hostname != ""
+	})
+}
+
 // trimService drops from Services in the cache what nobody here reads. It keeps what internal/snapshot uses.
 func trimService(o any) (any, error) {
 	svc, ok := o.(*corev1.Service)
@@ -156,7 +182,7 @@ func trimService(o any) (any, error) {
 	}
 	svc.ManagedFields, svc.OwnerReferences, svc.Finalizers = nil, nil, nil
 	var kept map[string]string
-	for _, names := range [][]string{addressesNames, poolNames, sharingNames} {
+	for _, names := range [][]string{addressesNames, poolNames, sharingNames, {metallbFromPool}} {
 		if name, _ := annotation(svc, names); name != "" {
 			if kept == nil {
 				kept = map[string]string{}
@@ -164,7 +190,9 @@ func trimService(o any) (any, error) {
 			kept[name] = svc.Annotations[name]
 		}
 	}
-	svc.Annotations = kept
+	if svc.Annotations = kept; svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		svc.Annotations, svc.Spec.Selector = nil, nil
+	}
 	for i, p := range svc.Spec.Ports {
 		svc.Spec.Ports[i] = corev1.ServicePort{Protocol: p.Protocol, Port: p.Port}
 	}

@@ -17,7 +17,7 @@ func TestRequestOf(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		edit func(*corev1.Service)
-		want string // of what requestOf reads, the parts that are not as without edit
+		want string // of what request reads, the parts that are not as without edit
 	}{
 		{"plain", func(*corev1.Service) {}, ""},
 		{"annotations", func(s *corev1.Service) {
@@ -75,7 +75,7 @@ func TestRequestOf(t *testing.T) {
 			if _, err := trimService(svc); err != nil {
 				t.Fatal(err)
 			}
-			r := requestOf(svc, labels.Set{"ns": "label"})
+			r := class{v1beta1.LoadBalancerClass, true}.request(svc, labels.Set{"ns": "label"})
 			var got []string
 			add := func(name string, v any, usual string) {
 				if s := fmt.Sprint(v); s != usual {
@@ -109,9 +109,10 @@ func FuzzAnnotations(f *testing.F) {
 	f.Add("fe80::1%eth0", " a , a", "x")
 	f.Fuzz(func(t *testing.T, addresses, pools, ip string) {
 		svc := &corev1.Service{}
+		svc.Spec.Type = corev1.ServiceTypeLoadBalancer
 		svc.Annotations = map[string]string{v1beta1.AnnotationAddresses: addresses, v1beta1.AnnotationAddressPool: pools}
 		svc.Spec.LoadBalancerIP = ip
-		r := requestOf(svc, nil)
+		r := class{v1beta1.LoadBalancerClass, true}.request(svc, nil)
 		if r.Problem != "" && len(r.Addresses) > 0 || len(r.Addresses) > 2 {
 			t.Fatalf("read as %+v", r)
 		}

@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/manager"
 )
 
 // The speakers' common key: a Secret with a line for each key, the newest first. A speaker sends with the first and
@@ -24,26 +23,24 @@ const (
 	membersAgain  = time.Minute     // somebody may have deleted it: speakers that start later would wait for ever
 )
 
-// setupMembersKey has the leader make the Secret whenever there is none. One that is there is left as it is.
-func setupMembersKey(mgr manager.Manager, namespace string, log *slog.Logger) error {
-	return mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
-		for {
-			wait := membersAgain
-			err := createMembersKey(ctx, mgr.GetClient(), namespace)
-			switch {
-			case err == nil:
-				log.Info("key for the speakers made", "secret", namespace+"/"+membersSecret)
-			case !apierrors.IsAlreadyExists(err):
-				log.Warn("cannot make the key for the speakers", "error", err)
-				wait = membersRetry
-			}
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(wait):
-			}
+// keepMembersKey makes the Secret whenever there is none, until ctx ends. One that is there is left as it is.
+func keepMembersKey(ctx context.Context, c client.Client, namespace string, log *slog.Logger) {
+	for {
+		wait := membersAgain
+		err := createMembersKey(ctx, c, namespace)
+		switch {
+		case err == nil:
+			log.Info("key for the speakers made", "secret", namespace+"/"+membersSecret)
+		case !apierrors.IsAlreadyExists(err):
+			log.Warn("cannot make the key for the speakers", "error", err)
+			wait = membersRetry
 		}
-	}))
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
 }
 
 func createMembersKey(ctx context.Context, c client.Client, namespace string) error {

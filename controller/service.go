@@ -40,6 +40,8 @@ import (
 const (
 	// serviceWorkers is how many statuses are written at once.
 	serviceWorkers = 32
+	// writeTimeout is how long one may take: as long as an admission webhook, at most.
+	writeTimeout = 30 * time.Second
 	// A status that cannot be written is tried again after firstRetry, then after twice that, and so on to lastRetry.
 	firstRetry, lastRetry = 10 * time.Millisecond, 30 * time.Second
 	// listPage is how many Services are read at once when the controller takes over.
@@ -53,26 +55,37 @@ type (
 
 // services reconciles Services: it holds the Table, and writes into each Service's status what the Table says.
 type services struct {
-	client       client.Client // reads from the cache
-	live         client.Reader // reads from the API server
-	defaultClass bool
-	holds        func() bool // whether this controller may write
-	counters     *counters
-	events       events.EventRecorder
-	log          *slog.Logger
-	changed      func()                                                               // called when the pools' numbers may have changed
-	pools        func(context.Context) (*v1beta1.IPAddressPoolList, *pool.Set, error) // as the cache has them
+	client   client.Client // reads from the cache
+	live     client.Reader // reads from the API server
+	class    class
+	holds    func() bool // whether this controller may write
+	counters *counters
+	events   events.EventRecorder
+	log      *slog.Logger
+	changed  func()                                                               // called when the pools' numbers may have changed
+	pools    func(context.Context) (*v1beta1.IPAddressPoolList, *pool.Set, error) // as the cache has them
 
-	queued   chan struct{} // closed when there is a queue
-	mu       sync.Mutex
-	queue    queue
-	loaded   bool
+	queued chan struct{} // closed when there is a queue
+	mu     sync.Mutex
+	queue  queue
+	turns  turns
+	born   map[key]time.Time // when a Service without addresses was first seen
+	told   map[key]types.UID // Services that are somebody else's, whose users were told so
+	leads  bool              // a standby decides nothing
+	loaded bool
+	memory
+}
+
+// memory is what a controller knows while it leads, and forgets when it no longer does: another one writes then.
+type memory struct {
 	table    *ipam.Table
-	versions map[key]string    // resourceVersion of each Service as this controller last read or wrote it itself
-	failures map[key]failure   // of the last write
-	born     map[key]time.Time // when a Service without addresses was first seen
-	told     map[key]types.UID // Services that are somebody else's, whose users were told so
-	stale    map[key]bool      // Services of another type, whose status says what was written before
+	versions map[key]string   // resourceVersion of each Service as this controller last read or wrote it itself
+	failures map[key]failure  // of the last write
+	contests map[key]*contest // Services whose addresses somebody else rewrites
+}
+
+func newMemory() memory {
+	return memory{ipam.NewTable(), map[key]string{}, map[key]failure{}, map[key]*contest{}}
 }
 
 // failure is a status that could not be written.
@@ -81,25 +94,23 @@ type failure struct {
 	times int
 }
 
-// setupServices adds the reconciler to the manager. Its caches and queue are kept on standbys too.
-func setupServices(mgr manager.Manager, defaultClass bool, holds func() bool, n *counters, log *slog.Logger) (*services, error) {
+// setupServices adds the reconciler to the manager. It runs on standbys too, so that its cache is filled, and decides
+// nothing there: see lead.
+func setupServices(mgr manager.Manager, cl class, holds func() bool, n *counters, log *slog.Logger) (*services, error) {
 	s := &services{
-		client: mgr.GetClient(), live: mgr.GetAPIReader(), defaultClass: defaultClass, holds: holds, counters: n,
+		client: mgr.GetClient(), live: mgr.GetAPIReader(), class: cl, holds: holds, counters: n,
 		events: mgr.GetEventRecorder("clarion-controller"), log: log, changed: func() {},
-		queued: make(chan struct{}), table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{},
-		born: map[key]time.Time{}, told: map[key]types.UID{}, stale: map[key]bool{},
+		queued: make(chan struct{}), turns: newTurns(), born: map[key]time.Time{}, told: map[key]types.UID{}, memory: newMemory(),
 	}
 	c, err := controller.New("services", mgr, controller.Options{
 		Reconciler:              s,
 		MaxConcurrentReconciles: serviceWorkers,
-		EnableWarmup:            new(true),
-		SkipNameValidation:      new(true), // a controller that starts anew has the same name
+		NeedLeaderElection:      new(false),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return s, errors.Join(
-		mgr.Add(manager.RunnableFunc(s.sweep)),
 		c.Watch(source.Func(func(_ context.Context, q queue) error {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -130,7 +141,7 @@ func (s *services) seen(svc *corev1.Service) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch _, waits := s.born[k]; {
-	case len(svc.Status.LoadBalancer.Ingress) > 0 || !ours(svc, s.defaultClass):
+	case len(svc.Status.LoadBalancer.Ingress) > 0 || !s.class.serves(svc):
 		delete(s.born, k)
 	case !waits:
 		// Kubernetes keeps whole seconds, which is too coarse for a Service that has just been made.
@@ -157,7 +168,24 @@ func (s *services) inNamespace(ctx context.Context, ns *corev1.Namespace) []reco
 	return out
 }
 
-// load fills the Table, once, before anything is decided: with the pools, then with the Services as the API server has
+// lead begins or ends a term as leader. With it every Service is looked at.
+func (s *services) lead(ctx context.Context, leads bool) error {
+	var list corev1.ServiceList
+	if leads {
+		if err := s.client.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
+			return fmt.Errorf("list Services: %w", err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leads, s.loaded, s.memory = leads, false, newMemory()
+	for i := range list.Items {
+		s.queue.Add(reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+	}
+	return nil
+}
+
+// load fills the Table, once in a term, before anything is decided: with the pools, then with the Services as the API server has
 // them now. The cache may lag behind what the leader before wrote.
 func (s *services) load(ctx context.Context) error {
 	s.mu.Lock()
@@ -170,7 +198,7 @@ func (s *services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	past, kept, err := listed(ctx, s.live)
+	past, rests, err := listed(ctx, s.live)
 	if err != nil {
 		return err
 	}
@@ -190,14 +218,14 @@ func (s *services) load(ctx context.Context) error {
 		}
 		for i := range page.Items {
 			svc := &page.Items[i]
-			if !ours(svc, s.defaultClass) || svc.DeletionTimestamp != nil && len(svc.Status.LoadBalancer.Ingress) == 0 || foreign(svc) {
-				continue
+			var nsLabels labels.Set
+			var err error
+			if s.class.serves(svc) {
+				if nsLabels, err = s.namespaceLabels(ctx, svc.Namespace); client.IgnoreNotFound(err) != nil {
+					return err
+				}
 			}
-			nsLabels, err := s.namespaceLabels(ctx, svc.Namespace)
-			if client.IgnoreNotFound(err) != nil {
-				return err
-			}
-			r := requestOf(svc, nsLabels)
+			r := s.class.request(svc, nsLabels)
 			if err != nil {
 				r.Problem = err.Error() // it keeps what it has
 			}
@@ -208,16 +236,28 @@ func (s *services) load(ctx context.Context) error {
 			break
 		}
 	}
+	// Nobody but their users writes external IPs, so that the cache may lag.
+	var cached corev1.ServiceList
+	if err := s.client.List(ctx, &cached, client.UnsafeDisableDeepCopy); err != nil {
+		return fmt.Errorf("list Services: %w", err)
+	}
+	for i := range cached.Items {
+		if svc := &cached.Items[i]; svc.Spec.Type != corev1.ServiceTypeLoadBalancer && len(svc.Spec.ExternalIPs) > 0 {
+			if _, known := versions[client.ObjectKeyFromObject(svc)]; !known {
+				reqs = append(reqs, s.class.request(svc, nil))
+			}
+		}
+	}
 	now := time.Now()
 	s.table.SetPools(set, now)
-	s.table.Remember(kept)
+	s.table.Remember(rests, now)
 	s.table.Quarantine(past, now)
-	s.table.Quarantine(present, now)
+	s.table.Quarantine(only(present), now)
 	s.table.Load(reqs, now)
 	s.table.Dirty() // every Service is looked at now anyway
 	s.versions = versions
 	s.loaded = true
-	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "quarantined", len(past), "took", time.Since(start))
+	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "quarantined", len(past), "resting", len(rests), "took", time.Since(start))
 	return nil
 }
 
@@ -231,13 +271,6 @@ func (s *services) namespaceLabels(ctx context.Context, name string) (labels.Set
 	return ns.Labels, err
 }
 
-// foreign says whether another controller has given the Service a host name. Only addresses can be adopted.
-func foreign(svc *corev1.Service) bool {
-	return !managed(svc) && slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(i corev1.LoadBalancerIngress) bool {
-		return i.Hostname != ""
-	})
-}
-
 // setPools gives the Table the pools.
 func (s *services) setPools(set *pool.Set) {
 	s.mu.Lock()
@@ -246,66 +279,96 @@ func (s *services) setPools(set *pool.Set) {
 	s.follow()
 }
 
-// usage is how full a pool is.
-func (s *services) usage(name string) ipam.Usage {
+// usage is how full each pool is. A standby does not know.
+func (s *services) usage() map[string]*ipam.Usage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.table.Usage(name)
+	return s.table.Usage()
 }
 
-// follow has those Services looked at whose result changed with another's. s.mu must be held.
+// follow has those Services looked at whose result changed with another's, and the pools' numbers. s.mu must be held.
 func (s *services) follow() {
+	s.enqueue()
+	s.changed()
+}
+
+func (s *services) enqueue() {
 	for _, k := range s.table.Dirty() {
 		s.queue.Add(reconcile.Request{NamespacedName: k})
 	}
-	s.changed()
 }
 
 // Reconcile brings one Service's status up to date. An error concerns this Service only.
 func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	s.mu.Lock()
+	leads := s.leads
+	s.mu.Unlock()
+	if !leads {
+		return reconcile.Result{}, nil
+	}
 	if err := s.load(ctx); err != nil {
 		return reconcile.Result{}, err
 	}
 	k := req.NamespacedName
 	svc := &corev1.Service{}
-	err := s.client.Get(ctx, k, svc)
-	switch {
-	case apierrors.IsNotFound(err):
-		s.mu.Lock()
-		delete(s.told, k)
-		s.mu.Unlock()
-		return s.retry(ctx, k, s.gone(ctx, k))
-	case err != nil:
+	if err := s.client.Get(ctx, k, svc); apierrors.IsNotFound(err) {
+		return reconcile.Result{}, s.gone(ctx, k)
+	} else if err != nil {
 		return reconcile.Result{}, err
-	case !ours(svc, s.defaultClass):
-		res, err := s.retry(ctx, k, s.gone(ctx, k))
-		if err == nil && res.RequeueAfter == 0 {
-			res.RequeueAfter = s.tellClass(svc)
+	}
+	var nsLabels labels.Set
+	if s.class.serves(svc) {
+		var err error
+		if nsLabels, err = s.namespaceLabels(ctx, k.Namespace); err != nil {
+			return reconcile.Result{}, err
 		}
-		return res, err
-	case svc.DeletionTimestamp != nil || foreign(svc):
-		return reconcile.Result{}, nil
 	}
-	nsLabels, err := s.namespaceLabels(ctx, k.Namespace)
-	if err != nil {
-		return reconcile.Result{}, err
+	r := s.class.request(svc, nsLabels)
+	if r.Other && leftover(svc) {
+		return s.clear(ctx, svc)
 	}
-	r := requestOf(svc, nsLabels)
 
 	s.mu.Lock()
 	if s.newer(k, svc) {
 		s.mu.Unlock()
 		return reconcile.Result{}, nil // the cache will say so when it knows
 	}
+	if r.Other {
+		s.hold(r)
+		s.mu.Unlock()
+		return reconcile.Result{RequeueAfter: s.tellClass(svc)}, nil
+	}
 	res := s.table.Assign(r, time.Now())
 	s.follow()
 	s.mu.Unlock()
-	if res.Reason == ipam.Foreign {
+	if res.Reason == v1beta1.ReasonForeign {
 		s.tell(svc, "OtherController", fmt.Sprintf("somebody else has given the Service %v, which no IPAddressPool gives out, so Clarion leaves it alone; "+
 			"make a pool with the address, or have the other controller leave the Service", ingressOf(svc)))
 		return reconcile.Result{}, nil
 	}
-	return s.retry(ctx, k, s.write(ctx, svc, &res))
+	return s.inTurn(k, func() (reconcile.Result, error) {
+		if wait := s.contested(svc, &res); wait > 0 {
+			return reconcile.Result{RequeueAfter: wait}, nil
+		}
+		return s.retry(ctx, k, s.write(ctx, svc, &res))
+	})
+}
+
+// hold takes in a Service that gets no address, for what it has. s.mu must be held.
+func (s *services) hold(r ipam.Request) {
+	was, known := s.table.Result(r.Service)
+	switch {
+	case len(r.Held) > 0:
+		s.table.Assign(r, time.Now())
+	case known:
+		s.table.Release(r.Service, time.Now())
+	default:
+		return
+	}
+	if was.Reason != "" {
+		s.log.Info("released", "service", r.Service.String(), "terminating", r.Terminating)
+	}
+	s.follow()
 }
 
 // newer says whether this controller has seen a later state of the Service than the cache has. s.mu must be held.
@@ -325,8 +388,11 @@ func (s *services) newer(k key, svc *corev1.Service) bool {
 func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Result) error {
 	k := client.ObjectKeyFromObject(svc)
 	next := metav1.Condition{
-		Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue, Reason: string(res.Reason), Message: res.Message(),
+		Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue, Reason: res.Reason, Message: res.Message(),
 		LastTransitionTime: metav1.Now(),
+	}
+	if _, has := svc.Annotations[metallbFromPool]; has {
+		next.Message += "; the annotation " + metallbFromPool + " is MetalLB's and stale: remove it"
 	}
 	if !res.Satisfied() {
 		next.Status = metav1.ConditionFalse
@@ -343,16 +409,26 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 		}
 	}
 	s.mu.Lock()
+	table := s.table
 	born, waited := s.born[k] // the cache may forget it before the patch returns
 	s.mu.Unlock()
 	written := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: k.Namespace, Name: k.Name}}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
 	if err := s.patch(ctx, written, statusPatch(svc.ResourceVersion, addrs, next)); err != nil {
 		return err
 	}
 	now := time.Now()
 	s.mu.Lock()
+	if s.table != table { // this is another term
+		s.mu.Unlock()
+		return nil
+	}
 	s.versions[k] = written.ResourceVersion
 	s.table.Published(k, addrs, now)
+	if c := s.contests[k]; c == nil || !slices.Equal(c.wrote, addrs) {
+		s.contests[k] = &contest{wrote: addrs}
+	}
 	s.follow()
 	if len(addrs) > 0 {
 		delete(s.born, k)
@@ -381,6 +457,12 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 		log.Warn("not allocated")
 		s.counters.failed.WithLabelValues(next.Reason).Inc()
 		s.event(svc, corev1.EventTypeWarning, next.Reason, next.Message)
+		if res.Admins.Text != "" {
+			pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: res.Admins.Pool}}
+			if s.client.Get(ctx, client.ObjectKeyFromObject(pool), pool) == nil {
+				s.events.Eventf(pool, svc, corev1.EventTypeWarning, next.Reason, "Allocate", "%s", truncate(res.Admins.Text))
+			}
+		}
 	}
 	return nil
 }
@@ -429,12 +511,12 @@ func (s *services) patch(ctx context.Context, svc *corev1.Service, body map[stri
 	return s.client.Status().Patch(ctx, svc, client.RawPatch(types.StrategicMergePatchType, b))
 }
 
-// How long another controller has to give a Service an address before Clarion says that the Service is not Clarion's: one
-// of another's class, and one that nobody else can be meant to serve, without a class or with one that Clarion's group
-// does not have. After otherTold it has been said, by this controller or by one before it.
+// How long others have to give a Service an address before Clarion says that the Service is not Clarion's: cloud
+// controllers take minutes. Nobody else can be meant by a class of Clarion's group. After otherTold it has been said, by
+// this controller or by one before it.
 const (
 	otherClassAfter = 5 * time.Minute
-	noClassAfter    = 5 * time.Second
+	typoClassAfter  = 5 * time.Second
 	otherTold       = time.Hour
 )
 
@@ -442,21 +524,21 @@ const (
 // Clarion will not. It returns how long to wait before it is time.
 func (s *services) tellClass(svc *corev1.Service) time.Duration {
 	age := time.Since(svc.CreationTimestamp.Time)
-	if len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || age > otherTold {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || s.class.serves(svc) || len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || age > otherTold {
 		return 0
 	}
-	after := noClassAfter
-	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", v1beta1.LoadBalancerClass)
+	after := otherClassAfter
+	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", s.class.name)
 	if class := svc.Spec.LoadBalancerClass; class != nil {
-		if !strings.HasPrefix(*class, v1beta1.GroupVersion.Group+"/") {
-			after = otherClassAfter
+		if strings.HasPrefix(*class, v1beta1.GroupVersion.Group+"/") {
+			after = typoClassAfter
 		}
 		has = fmt.Sprintf("has the loadBalancerClass %q", *class)
 	}
 	if age < after {
 		return after - age
 	}
-	if s.defaultClass {
+	if s.class.byDefault {
 		serves += ", or Services without a class"
 	}
 	s.tell(svc, "OtherClass", "the Service "+has+" and no controller has given it an address; Clarion only serves the class "+serves)
@@ -475,83 +557,50 @@ func (s *services) tell(svc *corev1.Service, reason, message string) {
 	}
 }
 
-// gone takes back what was written into the status of a Service that no longer asks for addresses, and then releases
-// those that it had, or that it had when it was deleted. The cache only has Services of type LoadBalancer, so it cannot
-// tell the two apart.
+// gone releases what a Service had that is deleted.
 func (s *services) gone(ctx context.Context, k key) error {
 	s.mu.Lock()
+	delete(s.told, k)
 	_, known := s.table.Result(k)
-	known = known || s.stale[k]
 	s.mu.Unlock()
 	if !known {
 		return nil
 	}
-	svc := &corev1.Service{}
-	err := s.live.Get(ctx, k, svc)
-	if client.IgnoreNotFound(err) != nil {
-		return err
-	}
-	if err == nil && ours(svc, s.defaultClass) {
+	err := s.live.Get(ctx, k, &corev1.Service{})
+	if err == nil {
 		return nil // made anew, or not in the cache yet, which is about to have it
 	}
-	deleted := err != nil
-	if !deleted && stale(svc) {
-		err = s.patch(ctx, svc, statusPatch(svc.ResourceVersion, nil,
-			conditionRemoval{"delete", v1beta1.ConditionAllocated}, conditionRemoval{"delete", v1beta1.ConditionAnnounced}))
-		if client.IgnoreNotFound(err) != nil {
-			return err // it is known still, and so tried again
-		}
+	if !apierrors.IsNotFound(err) {
+		return err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.table.Release(k, time.Now())
 	delete(s.versions, k)
+	delete(s.failures, k)
+	delete(s.contests, k)
 	delete(s.born, k)
-	delete(s.stale, k)
 	s.follow()
-	s.mu.Unlock()
-	s.log.Info("released", "service", k.String(), "deleted", deleted)
+	s.log.Info("released", "service", k.String(), "deleted", true)
 	return nil
 }
 
-// stale says whether a Service of another type has something in its status that was written while it was a LoadBalancer.
-func stale(svc *corev1.Service) bool {
+// leftover says whether a Service of another type has something in its status that was written while it was a LoadBalancer.
+func leftover(svc *corev1.Service) bool {
 	return svc.Spec.Type != corev1.ServiceTypeLoadBalancer && (managed(svc) || meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced) != nil)
 }
 
-// sweep finds the Services that ceased to be of type LoadBalancer while no controller led: the cache does not have them.
-func (s *services) sweep(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-s.queued:
-	}
-	for token := ""; ; {
-		var page corev1.ServiceList
-		err := s.live.List(ctx, &page, &client.ListOptions{
-			FieldSelector: fields.OneTermNotEqualSelector("spec.type", string(corev1.ServiceTypeLoadBalancer)),
-			Limit:         listPage, Continue: token,
-		})
-		for i := range page.Items {
-			if k := client.ObjectKeyFromObject(&page.Items[i]); stale(&page.Items[i]) {
-				s.mu.Lock()
-				s.stale[k] = true
-				s.queue.Add(reconcile.Request{NamespacedName: k})
-				s.mu.Unlock()
-			}
-		}
-		token = page.Continue
-		if err == nil && token == "" {
-			return nil
-		}
-		if err != nil {
-			s.log.Warn("cannot list Services", "error", err)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(lastRetry):
-			}
-		}
-	}
+// clear takes back what was written into the status of a Service that no longer asks for addresses. It has them until the
+// cache says that this is done.
+func (s *services) clear(ctx context.Context, svc *corev1.Service) (reconcile.Result, error) {
+	k := client.ObjectKeyFromObject(svc)
+	return s.inTurn(k, func() (reconcile.Result, error) {
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		err := s.patch(ctx, svc.DeepCopy(), statusPatch(svc.ResourceVersion, nil,
+			conditionRemoval{"delete", v1beta1.ConditionAllocated}, conditionRemoval{"delete", v1beta1.ConditionAnnounced}))
+		return s.retry(ctx, k, err)
+	})
 }
 
 // retry says when to try again after a write, and tells of a failure once.
@@ -589,9 +638,14 @@ func (s *services) retry(ctx context.Context, k key, err error) (reconcile.Resul
 
 // event records an event about a Service.
 func (s *services) event(svc *corev1.Service, kind, reason, message string) {
-	const most = 1024 // what the API takes
-	if len(message) > most {
-		message = message[:most-3] + "..."
+	s.events.Eventf(svc, nil, kind, reason, "Allocate", "%s", truncate(message))
+}
+
+// truncate makes a text of what the API takes as that of an event.
+func truncate(text string) string {
+	const most = 1024
+	if len(text) > most {
+		return text[:most-3] + "..."
 	}
-	s.events.Eventf(svc, nil, kind, reason, "Allocate", "%s", message)
+	return text
 }

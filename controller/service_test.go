@@ -15,22 +15,22 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
 )
 
 // newServices is a reconciler, already loaded, with pools and nothing else.
 func newServices(t *testing.T, cached client.Client, live client.Reader, pools ...v1beta1.IPAddressPool) *services {
 	s := &services{
-		client: cached, live: live, defaultClass: true, holds: func() bool { return true },
+		client: cached, live: live, class: class{v1beta1.LoadBalancerClass, true}, leads: true, holds: func() bool { return true },
 		events: events.NewFakeRecorder(100), log: slog.New(slog.DiscardHandler), changed: func() {},
-		loaded: true, table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{},
-		born: map[key]time.Time{}, told: map[key]types.UID{}, stale: map[key]bool{},
+		loaded: true, turns: newTurns(), born: map[key]time.Time{}, told: map[key]types.UID{}, memory: newMemory(),
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]()),
 	}
 	var err error
 	if s.counters, err = newCounters(prometheus.NewRegistry()); err != nil {
@@ -117,6 +117,7 @@ func TestTypeChangedAway(t *testing.T) {
 	if again := step(); again || len(svc.Status.Conditions) > 0 || len(ingressOf(svc)) > 0 {
 		t.Errorf("status is %+v", svc.Status)
 	}
+	step() // the cache says so now
 	if _, known := s.table.Result(req.NamespacedName); known {
 		t.Error("its address is not free")
 	}
@@ -131,12 +132,14 @@ func TestTellClass(t *testing.T) {
 			class *string
 			wait  time.Duration
 		}{
-			{"plain", nil, 5 * time.Second},
+			{"plain", nil, 5 * time.Minute},
 			{"mistyped", new("clarionlb.io/clarino"), 5 * time.Second},
 			{"classy", new("example.com/lb"), 5 * time.Minute},
 		} {
 			c := fake.NewClientBuilder().Build()
 			s := newServices(t, c, c)
+			s.class.byDefault = false
+			defer s.queue.ShutDown()
 			told := func() string {
 				select {
 				case e := <-s.events.(*events.FakeRecorder).Events:

@@ -6,7 +6,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // The rule looks at the first eight expressions of each, since CEL bounds what a rule may cost by how many there could be;
 // what is wrong with the others makes the condition Ready False.
-// +kubebuilder:validation:MaxItems=32
+// +kubebuilder:validation:MaxItems=128
 // +kubebuilder:validation:XValidation:rule="self.all(s, !has(s.matchExpressions) || [0, 1, 2, 3, 4, 5, 6, 7].filter(i, i < size(s.matchExpressions)).map(i, s.matchExpressions[i]).all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && (!has(e.values) || size(e.values) == 0)))",message="the operator of an expression must be In or NotIn, with values, or Exists or DoesNotExist, without"
 // +listType=atomic
 type Selectors []metav1.LabelSelector

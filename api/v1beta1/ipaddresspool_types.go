@@ -16,20 +16,22 @@ const (
 // IPAddressPoolSpec says which addresses there are and who may have them.
 type IPAddressPoolSpec struct {
 	// addresses are the pool's addresses. Each entry is a CIDR ("203.0.113.0/24"), a range ("203.0.113.10-203.0.113.20",
-	// both ends included) or a single address. IPv4 and IPv6 may be mixed in a pool, not in one range.
+	// both ends included) or a single address. IPv4 and IPv6 may be mixed in a pool, not in one range. A CIDR with host
+	// bits ("192.168.10.100/24") is taken as its network.
 	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:MaxItems=512
 	// +listType=set
 	Addresses []AddressRange `json:"addresses"`
 
 	// excludeAddresses are never given out, though they are within addresses. Same syntax as addresses.
-	// +kubebuilder:validation:MaxItems=128
+	// +kubebuilder:validation:MaxItems=512
 	// +listType=set
 	// +optional
 	ExcludeAddresses []AddressRange `json:"excludeAddresses,omitempty"`
 
 	// reservations hold single addresses for single Services: such an address is given to no other Service, and to
-	// this one without its asking. Of an address that the pool excludes it has no effect.
+	// this one without its asking, whatever serviceAllocation says of it. Of an address that the pool excludes it has no
+	// effect.
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=map
 	// +listMapKey=address
@@ -47,7 +49,8 @@ type IPAddressPoolSpec struct {
 	AvoidBuggyIPs bool `json:"avoidBuggyIPs,omitempty"`
 
 	// serviceAllocation restricts the pool to some Services and orders pools. Services it does not admit get no
-	// address of this pool, whatever they ask for.
+	// address of this pool, whatever they ask for, but for those that have a reservation. A pool that has this field is
+	// tried before pools without.
 	// +optional
 	ServiceAllocation *ServiceAllocation `json:"serviceAllocation,omitempty"`
 
@@ -81,7 +84,6 @@ type IPAddressPoolSpec struct {
 // with an address inside that cannot be announced.
 // +kubebuilder:validation:MaxLength=96
 // +kubebuilder:validation:XValidation:rule="self.contains('-') || isIP(self) || isCIDR(self)",message="must be a CIDR (203.0.113.0/24), a range (203.0.113.10-203.0.113.20) or an address"
-// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self) == cidr(self).masked()",message="the CIDR has bits set outside its mask: write its network address"
 // +kubebuilder:validation:XValidation:rule="!self.contains('-') || (self.split('-').size() == 2 && self.split('-').all(a, isIP(a.trim())))",message="a range must be two addresses with a '-' between them"
 // +kubebuilder:validation:XValidation:rule="!self.contains('-') || self.split('-').size() != 2 || !isIP(self.split('-')[0].trim()) || !isIP(self.split('-')[1].trim()) || ip(self.split('-')[0].trim()).family() == ip(self.split('-')[1].trim()).family()",message="a range must not mix IPv4 and IPv6"
 // +kubebuilder:validation:XValidation:rule="!self.matches('^ *[0-9]{1,3}([.][0-9]{1,3}){3} *- *[0-9]{1,3}([.][0-9]{1,3}){3} *$') || [self.replace('-', '.').split('.').map(o, int(o.trim()))].all(o, o[0] * 16777216 + o[1] * 65536 + o[2] * 256 + o[3] <= o[4] * 16777216 + o[5] * 65536 + o[6] * 256 + o[7])",message="the range starts after its end: write the lower address first"
@@ -107,8 +109,8 @@ type Reservation struct {
 
 // ServiceAllocation restricts a pool to some Services and orders pools.
 type ServiceAllocation struct {
-	// priority orders pools: the lower number is tried first; 0 and unset come last. Pools of equal priority are
-	// tried in the order of their names.
+	// priority orders pools that have a serviceAllocation: the lower number is tried first; 0 and unset come last. Pools
+	// of equal priority are tried in the order of their names.
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=2147483647
 	// +optional
@@ -129,6 +131,12 @@ type ServiceAllocation struct {
 	// serviceSelectors admits only Services that one of the selectors matches, on top of the namespace rules.
 	// +optional
 	ServiceSelectors Selectors `json:"serviceSelectors,omitempty"`
+
+	// maxPerNamespace is how many addresses of each family the Services of one namespace may have of this pool, shared
+	// ones included; 0 and unset: any number. Those that they have already when it is lowered stay theirs.
+	// +kubebuilder:validation:Minimum=0
+	// +optional
+	MaxPerNamespace int32 `json:"maxPerNamespace,omitempty"`
 }
 
 // Sharing says how far Services may share one address.
@@ -149,8 +157,8 @@ type IPAddressPoolStatus struct {
 	AvailableIPv4 int64 `json:"availableIPv4"`
 	// availableIPv6 is the number of the pool's IPv6 addresses that could still be given out; it stops at 2^63-1.
 	AvailableIPv6 int64 `json:"availableIPv6"`
-	// quarantined are addresses of the pool that a stranger on the local network was found to use before they were
-	// announced for the first time. They are given to nobody while the stranger is heard, and for ten minutes after.
+	// quarantined are addresses of the pool that a foreign host on the local network was found to use before they were
+	// announced for the first time. They are given to nobody while the host is heard, and for ten minutes after.
 	// +listType=set
 	// +optional
 	Quarantined []string `json:"quarantined,omitempty"`
@@ -159,11 +167,28 @@ type IPAddressPoolStatus struct {
 	// +listType=set
 	// +optional
 	Kept []string `json:"kept,omitempty"`
+	// resting are addresses that were released less than reuseDelay ago, at most the last 256. Only the Service that had
+	// one may ask for it before its rest is over.
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=map
+	// +listMapKey=address
+	// +optional
+	Resting []RestingAddress `json:"resting,omitempty"`
 	// conditions: Ready, and Conflict where there is one.
 	// +listType=map
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// RestingAddress is an address that was released a short while ago.
+type RestingAddress struct {
+	// address that rests.
+	Address string `json:"address"`
+	// service that had it, as namespace/name.
+	Service string `json:"service"`
+	// until is when others may ask for it.
+	Until metav1.Time `json:"until"`
 }
 
 // IPAddressPool is a set of addresses that Services of type LoadBalancer get theirs from.

@@ -3,9 +3,19 @@ package v1beta1
 // What users write on a Service, and what Clarion writes back. The names of the three annotations are also accepted
 // under the prefixes in AnnotationAliasPrefixes.
 const (
-	// LoadBalancerClass is the spec.loadBalancerClass of the Services that are Clarion's. Services without a class
-	// are Clarion's too while the controller runs with --default-class.
+	// LoadBalancerClass is the spec.loadBalancerClass of the Services that are Clarion's, unless the controller runs with
+	// another --load-balancer-class. Services without a class are Clarion's too while it runs with --default-class.
 	LoadBalancerClass = "clarionlb.io/clarion"
+
+	// LeaseName names the Lease of the controller that leads, in Clarion's namespace. Its annotations are what that
+	// controller says of itself.
+	LeaseName = "clarion-controller"
+	// AnnotationClass on that Lease is the loadBalancerClass that the controller serves.
+	AnnotationClass = "clarionlb.io/load-balancer-class"
+	// AnnotationDefaultClass on that Lease says whether it serves Services without a class: "true" or "false".
+	AnnotationDefaultClass = "clarionlb.io/default-class"
+	// AnnotationVersion on that Lease is the controller's version.
+	AnnotationVersion = "clarionlb.io/version"
 
 	// AnnotationAddresses asks for one or two addresses, of different families, separated by a comma.
 	AnnotationAddresses = "clarionlb.io/addresses"
@@ -22,6 +32,53 @@ const (
 	// ConditionAnnounced says whether the Service's addresses are announced, by whom, and if not, why.
 	// Written by the controller.
 	ConditionAnnounced = "clarionlb.io/Announced"
+)
+
+// Reasons of the condition clarionlb.io/Allocated of a Service. The condition is True with the first two.
+const (
+	// ReasonAllocated: the Service has the addresses that it should have.
+	ReasonAllocated = "Allocated"
+	// ReasonOutOfPool: it has them, and keeps them though a pool no longer gives one of them to it.
+	ReasonOutOfPool = "OutOfPool"
+	// ReasonPoolExhausted: pools that admit the Service have no address left.
+	ReasonPoolExhausted = "PoolExhausted"
+	// ReasonNoMatchingPool: no pool admits the Service or has addresses of the family.
+	ReasonNoMatchingPool = "NoMatchingPool"
+	// ReasonQuotaExceeded: pools that admit the Service give its namespace no more (serviceAllocation.maxPerNamespace).
+	ReasonQuotaExceeded = "QuotaExceeded"
+	// ReasonAddressNotInPool: no pool gives out the address that the Service asks for.
+	ReasonAddressNotInPool = "AddressNotInPool"
+	// ReasonAddressInUse: another Service has it, or the cluster itself.
+	ReasonAddressInUse = "AddressInUse"
+	// ReasonAddressReserved: it is reserved for another Service.
+	ReasonAddressReserved = "AddressReserved"
+	// ReasonAddressQuarantined: a foreign host on the local network uses it, or did so a short while ago.
+	ReasonAddressQuarantined = "AddressQuarantined"
+	// ReasonAddressResting: another Service had it a short while ago (reuseDelay).
+	ReasonAddressResting = "AddressResting"
+	// ReasonSharingConflict: Services with sharing keys have it, and the asking one cannot join them.
+	ReasonSharingConflict = "SharingConflict"
+	// ReasonFamilyMismatch: the Service asks for an address of a family that it does not have.
+	ReasonFamilyMismatch = "FamilyMismatch"
+	// ReasonInvalidRequest: the annotations cannot be read, or contradict each other.
+	ReasonInvalidRequest = "InvalidRequest"
+	// ReasonForeign is no condition's: another controller has given the Service addresses that are in no pool. It is left
+	// alone.
+	ReasonForeign = "Foreign"
+)
+
+// Reasons of the conditions Ready and Conflict of an IPAddressPool.
+const (
+	// ReasonReady: the pool is in use as written.
+	ReasonReady = "Ready"
+	// ReasonInvalid: a field is wrong, and nothing is given out until it is right.
+	ReasonInvalid = "Invalid"
+	// ReasonPoolOverlap: an older pool has some of the addresses.
+	ReasonPoolOverlap = "PoolOverlap"
+	// ReasonNodeAddress: a node has some of the addresses.
+	ReasonNodeAddress = "NodeAddress"
+	// ReasonServiceCIDR: a range of Services' cluster addresses has some of the addresses.
+	ReasonServiceCIDR = "ServiceCIDR"
 )
 
 // Condition types on Clarion's own objects.

@@ -71,7 +71,7 @@ func BenchmarkFill(b *testing.B) {
 	for b.Loop() {
 		t := benchTable(b, "198.18.0.0/16")
 		for _, r := range reqs {
-			if res := t.Assign(r, time.Time{}); res.Reason != Allocated {
+			if res := t.Assign(r, time.Time{}); res.Reason != v1beta1.ReasonAllocated {
 				b.Fatal(res.Message())
 			}
 		}

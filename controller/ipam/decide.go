@@ -9,17 +9,128 @@ import (
 	"github.com/clarionlb/clarion/internal/pool"
 )
 
+// judged is an address as it stands for one Service.
+type judged struct {
+	addr netip.Addr
+	pool *pool.Pool // that has it, nil when none has
+	out  string     // why the Service should not have it, though it may keep it; empty when it should
+	lost string     // why the Service may not keep it; empty when it may
+
+	// Why the Service is not given it; no reason when it may be given it. The Service that stands against it, if one
+	// does, is the subject of why.
+	reason string
+	why    string
+	by     id // -1: none does
+}
+
+// judge says how an address stands for a Service, whether it has it or not.
+func (t *Table) judge(i id, a netip.Addr, now time.Time) judged {
+	r := &t.services[i].req
+	j := judged{addr: a, pool: t.set.Find(a), by: -1}
+	p := j.pool
+	refuse := func(reason, why string) {
+		if j.reason == "" {
+			j.reason, j.why = reason, why
+		}
+	}
+	reservedForIt := false
+	switch {
+	case p == nil:
+		why, use := t.set.WhyNot(a)
+		j.out = why
+		if use != nil {
+			refuse(v1beta1.ReasonAddressInUse, why)
+		}
+		refuse(v1beta1.ReasonAddressNotInPool, why)
+	case p.Err != nil: // it counts as giving what it has
+		refuse(v1beta1.ReasonAddressNotInPool, "pool "+p.Name+" is not valid")
+	case p.Avoids(a):
+		j.out = "pool " + p.Name + " avoids addresses that end in .0 and .255"
+		refuse(v1beta1.ReasonAddressNotInPool, j.out)
+	default:
+		owner, reserved := p.Reserved[a]
+		reservedForIt = reserved && owner == r.Service
+		if reserved && !reservedForIt {
+			j.out = "pool " + p.Name + " reserves it for " + nameTo(owner, r)
+			refuse(v1beta1.ReasonAddressReserved, j.out)
+		} else if ok, why := p.Admits(r.Service.Namespace, r.NamespaceLabels, r.Labels); !ok && !reserved {
+			j.out = "pool " + p.Name + " " + why
+			refuse(v1beta1.ReasonNoMatchingPool, j.out)
+		}
+	}
+	if t.quarantined(a) {
+		refuse(v1beta1.ReasonAddressQuarantined, "a foreign host on the local network uses it, or did so a short while ago")
+		if r.requested(pool.FamilyOf(a)) != a {
+			j.lost = "a foreign host on the local network uses " + a.String()
+		}
+	}
+	t.judgeTenants(i, &j)
+	if rest, rests := t.resting[a]; rests && rest.Last != r.Service && now.Before(rest.Until) {
+		refuse(v1beta1.ReasonAddressResting, "it was released a short while ago, and rests")
+	}
+	if j.reason == "" && !reservedForIt && t.full(p, pool.FamilyOf(a), r.Service.Namespace) && !t.inNamespace(a, r.Service.Namespace) {
+		refuse(v1beta1.ReasonQuotaExceeded, "pool "+p.Name+" gives a namespace no more: see its maxPerNamespace")
+	}
+	return j
+}
+
+// judgeTenants says how an address stands for a Service because of the others that have it. The oldest that the Service
+// cannot join is named. One that has it already loses it to one whom it cannot be beside; what only a pool or another
+// namespace forbids stays, as adopted.
+func (t *Table) judgeTenants(i id, j *judged) {
+	s, f := &t.services[i], pool.FamilyOf(j.addr)
+	r := &s.req
+	ten, used := t.tenants[j.addr]
+	has := s.have[f].addr == j.addr
+	for n := 0; used && n < ten.len(); n++ {
+		k := ten.at(n)
+		o := &t.services[k].req
+		if k == i {
+			continue
+		}
+		decided := t.services[k].decided(j.addr)
+		reason, why := v1beta1.ReasonAddressInUse, ""
+		apart := whyApart(r, o)
+		switch {
+		case !decided:
+			why = "has it, and not from Clarion"
+		case apart != "":
+			why = "has it and " + apart
+		case r.Service.Namespace != o.Service.Namespace && r.Local != "":
+			why = "has it and does not share it across namespaces, with externalTrafficPolicy Local"
+		case r.Service.Namespace != o.Service.Namespace && (j.pool == nil || !j.pool.CrossNamespace):
+			why = "has it and does not share it across namespaces, as its pool says"
+		default:
+			continue
+		}
+		if decided && r.SharingKey != "" && o.SharingKey != "" {
+			reason = v1beta1.ReasonSharingConflict
+		}
+		if j.by < 0 && j.reason == "" || j.by >= 0 && o.older(&t.services[j.by].req) {
+			j.reason, j.why, j.by = reason, why, k
+		}
+		switch {
+		case !has || t.services[k].have[f].addr != j.addr:
+		case apart != "":
+			j.lost = j.addr.String() + " cannot be shared any longer with " + t.name(k, r)
+		case o.older(r) && j.out == "":
+			j.out = "it is shared with another namespace, which its pool does not allow"
+		}
+	}
+}
+
 // plan is what should happen to a Service's address of one family.
 type plan struct {
-	take netip.Addr // give it this one, in place of what it has
-	out  string     // why the pool no longer gives it what it keeps
+	keep judged       // what it has and keeps; the zero judged when there is nothing
+	lost string       // why it does not keep what it has
+	from []netip.Addr // addresses to give it, in place of what it has, the lowest first
 
 	// When the Service cannot have what it should: why, and what may help.
-	reason Reason
+	reason string
 	detail string
+	admins Note
 	passed []Passed
 	waits  []wait
-	moving bool // it has an address, but should have another
 }
 
 // decide brings a Service's addresses and result up to date with its request, the pools and the other Services, and
@@ -27,96 +138,20 @@ type plan struct {
 func (t *Table) decide(i id, now time.Time) bool {
 	t.unwait(i)
 	s := &t.services[i]
-	r := &s.req
+	if s.req.Other {
+		return false
+	}
 	var res Result
 	if t.foreign(s) {
-		res.Reason = Foreign
-		changed := !res.Equal(&s.result)
-		s.result = res
-		return changed
-	}
-	for f := range s.have {
-		f := pool.Family(f)
-		a := s.have[f].addr
-		if !a.IsValid() {
-			continue
+		res.Reason = v1beta1.ReasonForeign
+	} else {
+		reason, detail := problem(&s.req)
+		var plans [2]plan // by family
+		for f := range plans {
+			plans[f] = t.plan(i, pool.Family(f), reason == "", now)
 		}
-		if len(r.Families) > 0 && !slices.Contains(r.Families, f) {
-			t.drop(i, f, now)
-		} else if t.barred(r, a) {
-			if s.notice != "" {
-				s.notice += "; "
-			}
-			s.notice += t.banned[a].notice(a)
-			t.drop(i, f, now)
-		} else if other := t.misfit(i, a); other >= 0 {
-			s.notice = a.String() + " cannot be shared any longer with " + name(t.services[other].req.Service)
-			t.drop(i, f, now)
-		}
-	}
-
-	reason, detail := problem(r)
-	var plans [2]plan
-	failed := false
-	for n, f := range r.Families {
-		if reason != "" {
-			plans[n] = plan{out: t.whyOut(r, s.have[f].addr), reason: reason}
-			continue
-		}
-		plans[n] = t.plan(i, f, now)
-		failed = failed || plans[n].reason != ""
-	}
-	if !(failed && r.RequireAll && s.have == [2]holding{}) {
-		for n, f := range r.Families {
-			if plans[n].take.IsValid() {
-				t.drop(i, f, now)
-				t.hold(i, plans[n].take)
-			}
-		}
-	}
-
-	got := 0
-	for n, f := range r.Families {
-		h := &s.have[f]
-		if !h.addr.IsValid() {
-			continue
-		}
-		a := Assignment{Address: h.addr, OutOfPool: plans[n].out}
-		if p := t.set.Find(h.addr); p != nil {
-			a.Pool = p.Name
-		}
-		res.Assigned[got] = a
-		got++
-	}
-	res.Reason, res.Detail = reason, detail
-	for n, f := range r.Families {
-		p := &plans[n]
-		if reason != "" || p.reason == "" {
-			continue
-		}
-		t.wait(i, p.waits)
-		res.Passed = append(res.Passed, p.passed...)
-		// A second address is welcome, not owed, unless the Service insists on it or asks for something about it.
-		if !r.RequireAll && !p.moving && got > 0 && !r.requested(f).IsValid() {
-			continue
-		}
-		if res.Reason == "" {
-			res.Reason = p.reason
-		}
-		if p.detail != "" {
-			if res.Detail != "" {
-				res.Detail += "; "
-			}
-			res.Detail += p.detail
-		}
-	}
-	if res.Reason == "" {
-		res.Reason = Allocated
-		for _, a := range res.Assigned {
-			if a.OutOfPool != "" {
-				res.Reason = OutOfPool
-			}
-		}
+		t.commit(i, &plans, now)
+		res = t.result(i, &plans, reason, detail)
 	}
 	changed := !res.Equal(&s.result)
 	s.result = res
@@ -133,50 +168,82 @@ func (t *Table) foreign(s *service) bool {
 }
 
 // problem is what is wrong with a request whatever the pools are.
-func problem(r *Request) (Reason, string) {
-	if r.Problem != "" {
-		return InvalidRequest, r.Problem
-	}
-	if len(r.Families) == 0 {
-		return InvalidRequest, "the Service has no cluster addresses"
+func problem(r *Request) (reason, detail string) {
+	switch {
+	case r.Problem != "":
+		return v1beta1.ReasonInvalidRequest, r.Problem
+	case len(r.Families) == 0:
+		return v1beta1.ReasonInvalidRequest, "the Service has no cluster addresses"
 	}
 	for _, a := range r.Addresses {
 		if f := pool.FamilyOf(a); !slices.Contains(r.Families, f) {
-			return FamilyMismatch, a.String() + " is requested, but the Service has no " + f.String() + " among its ipFamilies"
+			return v1beta1.ReasonFamilyMismatch, a.String() + " is requested, but the Service has no " + f.String() + " among its ipFamilies"
 		}
 	}
 	return "", ""
 }
 
-// plan decides about one family of a Service whose request can be read.
-func (t *Table) plan(i id, f pool.Family, now time.Time) plan {
+// plan decides about one family of a Service. One whose request cannot be read keeps what it has.
+func (t *Table) plan(i id, f pool.Family, readable bool, now time.Time) (p plan) {
 	s := &t.services[i]
 	r, h := &s.req, &s.have[f]
-	out := ""
-	if h.addr.IsValid() {
-		out = t.whyOut(r, h.addr)
+	wanted := len(r.Families) == 0 || slices.Contains(r.Families, f)
+	if h.addr.IsValid() && wanted {
+		j := t.judge(i, h.addr, now)
+		if p.lost = j.lost; p.lost == "" {
+			p.keep = j
+		}
 	}
-	if want := r.requested(f); want.IsValid() {
-		if want == h.addr {
-			return plan{out: out}
-		}
-		p := t.planFor(i, want)
-		if p.reason != "" {
-			p.out, p.moving = out, h.addr.IsValid()
-		}
+	if !readable || !wanted {
 		return p
 	}
-	if h.addr.IsValid() {
-		if t.inRequested(r, h.addr) && (out == "" || h.shrink != v1beta1.ShrinkReallocate) {
-			return plan{out: out}
+	if want := r.requested(f); want.IsValid() {
+		if want == p.keep.addr {
+			return p
+		}
+		j := t.judge(i, want, now)
+		if o := j.pool; o != nil && o.Gives(want) && !r.wants(o) {
+			j.reason, j.why, j.by = v1beta1.ReasonAddressNotInPool, "it is in pool "+o.Name+", not in a requested one", -1
+		}
+		if j.reason == "" {
+			p.from = []netip.Addr{want}
+			return p
+		}
+		p.refused(t, r, &j)
+		return p
+	}
+	if a := p.keep.addr; a.IsValid() && t.inRequested(r, a) && (p.keep.out == "" || t.onShrink(h) != v1beta1.ShrinkReallocate) {
+		return p
+	}
+	pools := t.order(r)
+	if p.from = t.pick(i, f, pools, now); len(p.from) == 0 {
+		t.explain(&p, i, f, pools)
+	}
+	return p
+}
+
+// refused takes in why the Service is not given the address that it asks for. Another namespace's Service is not named
+// to it.
+func (p *plan) refused(t *Table, r *Request, j *judged) {
+	ask := j.addr.String() + " is requested, but "
+	p.reason, p.detail = j.reason, ask+j.why
+	if j.by >= 0 {
+		p.detail = ask + t.name(j.by, r) + " " + j.why
+		if o := &t.services[j.by].req; o.Service.Namespace != r.Service.Namespace {
+			p.admins = Note{j.pool.Name, j.addr.String() + " is requested by " + name(r.Service) + ", but " + name(o.Service) + " " + j.why}
 		}
 	}
-	if a, ok := t.pick(i, f, now); ok {
-		return plan{take: a}
+	switch j.reason {
+	case v1beta1.ReasonQuotaExceeded:
+		p.waits = []wait{{addr: j.addr}, {pool: j.pool.Name, family: pool.FamilyOf(j.addr), namespace: r.Service.Namespace}}
+	case v1beta1.ReasonAddressInUse, v1beta1.ReasonSharingConflict, v1beta1.ReasonAddressQuarantined, v1beta1.ReasonAddressResting:
+		p.waits = []wait{{addr: j.addr}}
 	}
-	p := t.explain(i, f)
-	p.out, p.moving = out, h.addr.IsValid()
-	return p
+}
+
+// wants says whether a Service may get an address that it asks for, or is reserved for it, from p.
+func (r *Request) wants(p *pool.Pool) bool {
+	return len(r.Pools) == 0 || slices.Contains(r.Pools, p.Name)
 }
 
 // inRequested says whether a is where the Service wants its addresses from. It still is when an older pool has taken it
@@ -191,119 +258,86 @@ func (t *Table) inRequested(r *Request, a netip.Addr) bool {
 	})
 }
 
-// planFor decides about an address that the Service asks for.
-func (t *Table) planFor(i id, a netip.Addr) plan {
-	r := &t.services[i].req
-	fail := func(reason Reason, why string, waits ...wait) plan {
-		return plan{reason: reason, detail: a.String() + " is requested, but " + why, waits: waits}
+// commit makes a Service's plans true. With RequireAll the first addresses are given together or not at all.
+func (t *Table) commit(i id, plans *[2]plan, now time.Time) {
+	s := &t.services[i]
+	all := true
+	for f := range plans {
+		p := &plans[f]
+		all = all && p.reason == ""
+		if p.keep.addr.IsValid() {
+			continue
+		}
+		if p.lost != "" && s.notice != "" {
+			p.lost = "; " + p.lost
+		}
+		s.notice += p.lost
+		t.drop(i, pool.Family(f), now)
 	}
-	p := t.set.Find(a)
+	if !all && s.req.RequireAll && s.have == [2]holding{} {
+		return
+	}
+	for f, a := range t.choose(&s.req, plans) {
+		if a.IsValid() {
+			t.drop(i, pool.Family(f), now)
+			t.hold(i, a)
+			plans[f].keep.out = ""
+		}
+	}
+}
+
+// result is how a request stands after its plans were committed. Reason and detail are what is wrong with it in itself.
+func (t *Table) result(i id, plans *[2]plan, reason, detail string) Result {
+	s := &t.services[i]
+	r := &s.req
+	res := Result{Reason: reason, Detail: detail}
+	got, kept := 0, false
+	for _, f := range r.Families {
+		if a := s.have[f].addr; a.IsValid() {
+			as := Assignment{Address: a, OutOfPool: plans[f].keep.out}
+			if p := t.set.Find(a); p != nil {
+				as.Pool = p.Name
+			}
+			res.Assigned[got] = as
+			got++
+			if r.SharingKey != "" {
+				t.wait(i, []wait{{addr: a}}) // who else has it makes a difference
+			}
+			kept = kept || as.OutOfPool != ""
+		}
+	}
+	for _, f := range r.Families {
+		p := &plans[f]
+		if reason != "" || p.reason == "" {
+			continue
+		}
+		t.wait(i, p.waits)
+		res.Passed = append(res.Passed, p.passed...)
+		// A second address is welcome, not owed, unless the Service insists on it or asks for something about it.
+		if !r.RequireAll && !p.keep.addr.IsValid() && got > 0 && !r.requested(f).IsValid() {
+			continue
+		}
+		if res.Reason == "" {
+			res.Reason = p.reason
+		}
+		if res.Admins == (Note{}) {
+			res.Admins = p.admins
+		}
+		if p.detail != "" {
+			if res.Detail != "" {
+				res.Detail += "; "
+			}
+			res.Detail += p.detail
+		}
+	}
 	switch {
-	case p == nil:
-		why, used := t.set.WhyNot(a)
-		if used {
-			return fail(AddressInUse, why)
-		}
-		return fail(AddressNotInPool, why)
-	case p.Avoids(a):
-		return fail(AddressNotInPool, t.whyOut(r, a))
-	case p.Err != nil:
-		return fail(AddressNotInPool, "pool "+p.Name+" is not valid")
-	case len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name):
-		return fail(AddressNotInPool, "it is in pool "+p.Name+", not in a requested one")
+	case res.Reason != "":
+	case kept:
+		res.Reason = v1beta1.ReasonOutOfPool
+	default:
+		res.Reason = v1beta1.ReasonAllocated
 	}
-	if why := t.whyOut(r, a); why != "" {
-		if _, reserved := p.Reserved[a]; reserved {
-			return fail(AddressReserved, why)
-		}
-		return fail(NoMatchingPool, why)
-	}
-	if t.quarantined(a) {
-		return fail(AddressQuarantined, "a stranger on the local network uses it, or did so a short while ago", wait{addr: a})
-	}
-	if other, why := t.apart(i, a, p); other >= 0 {
-		o := &t.services[other].req
-		reason := AddressInUse
-		if r.SharingKey != "" && o.SharingKey != "" {
-			reason = SharingConflict
-		}
-		return fail(reason, name(o.Service)+" has it and "+why, wait{addr: a})
-	}
-	return plan{take: a}
-}
-
-// whyOut is why the pool that has a, if any, does not give it to the Service; empty when it does. A pool that cannot be
-// read counts as giving what it has.
-func (t *Table) whyOut(r *Request, a netip.Addr) string {
-	if !a.IsValid() {
-		return ""
-	}
-	p := t.set.Find(a)
-	if p == nil {
-		why, _ := t.set.WhyNot(a)
-		return why
-	}
-	if p.Err != nil {
-		return ""
-	}
-	if p.Avoids(a) {
-		return "pool " + p.Name + " avoids addresses that end in .0 and .255"
-	}
-	if owner, reserved := p.Reserved[a]; reserved && owner != r.Service {
-		return "pool " + p.Name + " reserves it for " + name(owner)
-	}
-	if ok, why := p.Admits(r.Service.Namespace, r.NamespaceLabels, r.Labels); !ok {
-		return "pool " + p.Name + " " + why
-	}
-	return ""
-}
-
-// apart finds the oldest Service that has a and that Service i cannot share it with, and why; -1 when there is none.
-func (t *Table) apart(i id, a netip.Addr, p *pool.Pool) (oldest id, why string) {
-	oldest = -1
-	ten, used := t.tenants[a]
-	if !used {
-		return oldest, ""
-	}
-	r := &t.services[i].req
-	for n := range ten.len() {
-		j := ten.at(n)
-		o := &t.services[j].req
-		if j == i || oldest >= 0 && t.services[oldest].req.older(o) {
-			continue
-		}
-		if apart := whyApart(r, o); apart != "" {
-			oldest, why = j, apart
-		} else if r.Service.Namespace != o.Service.Namespace && !p.CrossNamespace {
-			oldest, why = j, "is in another namespace, across which pool "+p.Name+" does not share"
-		}
-	}
-	return oldest, why
-}
-
-// forcesApart says whether the pool of a takes an address that is shared across namespaces from the younger Services.
-func (t *Table) forcesApart(a netip.Addr, r, o *Request) bool {
-	p := t.set.Find(a)
-	return p != nil && p.Err == nil && p.OnShrink == v1beta1.ShrinkReallocate && !p.CrossNamespace &&
-		r.Service.Namespace != o.Service.Namespace
-}
-
-// misfit finds a Service on the same address with which Service i must not be any longer; -1 when there is none. The
-// one that is asked about is the one that changed, except that a pool's change moves the younger.
-func (t *Table) misfit(i id, a netip.Addr) id {
-	ten := t.tenants[a]
-	r := &t.services[i].req
-	for n := range ten.len() {
-		j := ten.at(n)
-		if j == i || t.services[j].have[pool.FamilyOf(a)].addr != a {
-			continue
-		}
-		o := &t.services[j].req
-		if whyApart(r, o) != "" || o.older(r) && t.forcesApart(a, r, o) {
-			return j
-		}
-	}
-	return -1
+	return res
 }
 
 // adopt takes over what the Service's status says. An address that the Service has moved away from is not taken back;
@@ -311,7 +345,7 @@ func (t *Table) misfit(i id, a netip.Addr) id {
 func (t *Table) adopt(i id, now time.Time) {
 	s := &t.services[i]
 	r := &s.req
-	if len(r.Current) == 0 || t.foreign(s) {
+	if r.Other || len(r.Current) == 0 || t.foreign(s) {
 		return
 	}
 	var seen [2]bool
@@ -325,8 +359,11 @@ func (t *Table) adopt(i id, now time.Time) {
 		if h.addr == a || h.addr.IsValid() && slices.Contains(s.left, a) {
 			continue
 		}
-		if p := t.set.Find(a); h.addr.IsValid() && (p == nil || p.Err != nil || t.whyOut(r, a) != "" || t.barred(r, a)) {
-			continue
+		if h.addr.IsValid() {
+			j := t.judge(i, a, now)
+			if j.out != "" || j.pool.Err != nil || j.lost != "" || j.by >= 0 && !t.services[j.by].decided(a) {
+				continue
+			}
 		}
 		if t.claim(i, a, now) {
 			t.drop(i, f, now)
@@ -335,8 +372,9 @@ func (t *Table) adopt(i id, now time.Time) {
 	}
 }
 
-// claim settles who keeps an address that the status of Service i names: the older one. It says whether i may have it;
-// younger Services that cannot share it are evicted.
+// claim settles who keeps an address that the status of Service i names: the older one, where they cannot both. It says
+// whether i may have it; younger Services that cannot be beside it are evicted. What others than Clarion gave is theirs
+// beside.
 func (t *Table) claim(i id, a netip.Addr, now time.Time) bool {
 	ten, used := t.tenants[a]
 	if !used {
@@ -347,11 +385,11 @@ func (t *Table) claim(i id, a netip.Addr, now time.Time) bool {
 	for n := range ten.len() {
 		j := ten.at(n)
 		o := &t.services[j].req
-		if j == i || whyApart(&s.req, o) == "" && !t.forcesApart(a, &s.req, o) {
+		if j == i || !t.services[j].decided(a) || whyApart(&s.req, o) == "" {
 			continue
 		}
 		if o.older(&s.req) {
-			s.notice = a.String() + " belongs to " + name(o.Service) + ", which is older"
+			s.notice = a.String() + " belongs to " + t.name(j, &s.req) + ", which is older"
 			return false
 		}
 		evicted = append(evicted, j)
@@ -359,7 +397,7 @@ func (t *Table) claim(i id, a netip.Addr, now time.Time) bool {
 	f := pool.FamilyOf(a)
 	for _, j := range evicted {
 		if t.services[j].have[f].addr == a {
-			t.services[j].notice = a.String() + " belongs to " + name(s.req.Service) + ", which is older"
+			t.services[j].notice = a.String() + " belongs to " + t.name(i, &t.services[j].req) + ", which is older"
 			t.drop(j, f, now)
 			t.redo = append(t.redo, j)
 		}
@@ -392,77 +430,84 @@ func admits(p *pool.Pool, r *Request) (bool, string) {
 	return p.Admits(r.Service.Namespace, r.NamespaceLabels, r.Labels)
 }
 
-// pick chooses an address for a Service that asks for none: one that is reserved for it, one that it had a short while
-// ago, one that it can share, the lowest free one, the one that has rested longest.
-func (t *Table) pick(i id, f pool.Family, now time.Time) (netip.Addr, bool) {
+// pick is the addresses from which one is chosen for a Service that asks for none: one that is reserved for it, one that
+// it had a short while ago, one that it can share, the lowest free ones, the one that has rested longest.
+func (t *Table) pick(i id, f pool.Family, pools []*pool.Pool, now time.Time) []netip.Addr {
 	r := &t.services[i].req
 	for _, a := range t.set.Reserved(r.Service) {
-		p := t.set.Find(a)
-		if pool.FamilyOf(a) != f || t.whyOut(r, a) != "" || t.quarantined(a) || len(r.Pools) > 0 && !slices.Contains(r.Pools, p.Name) {
+		if pool.FamilyOf(a) == f {
+			if j := t.judge(i, a, now); j.reason == "" && r.wants(j.pool) {
+				return []netip.Addr{a}
+			}
+		}
+	}
+	var admit []*pool.Pool
+	for _, p := range pools {
+		if ok, _ := admits(p, r); ok {
+			admit = append(admit, p)
+		}
+	}
+	if a := t.last[r.Service][f]; a.IsValid() {
+		if j := t.judge(i, a, now); j.reason == "" && slices.Contains(admit, j.pool) {
+			return []netip.Addr{a}
+		}
+	}
+	best := len(admit)
+	var found netip.Addr
+	for _, a := range t.shared[r.SharingKey] {
+		if pool.FamilyOf(a) != f {
 			continue
 		}
-		if other, _ := t.apart(i, a, p); other < 0 {
-			return a, true
+		if at := slices.Index(admit[:best], t.set.Find(a)); at >= 0 && t.judge(i, a, now).reason == "" {
+			best, found = at, a
 		}
 	}
-	pools := t.order(r)
-	if a := t.last[r.Service][f]; a.IsValid() {
-		p := t.set.Find(a)
-		if ok, _ := admits(p, r); ok && slices.Contains(pools, p) {
-			return a, true
-		}
+	if found.IsValid() {
+		return []netip.Addr{found}
 	}
-	if shared := t.shared[r.SharingKey]; len(shared) > 0 {
-		for _, p := range pools {
-			if ok, _ := admits(p, r); !ok {
-				continue
-			}
-			for _, a := range shared {
-				if pool.FamilyOf(a) != f || t.set.Find(a) != p || t.whyOut(r, a) != "" || t.quarantined(a) {
-					continue
-				}
-				if other, _ := t.apart(i, a, p); other < 0 {
-					return a, true
-				}
-			}
-		}
-	}
-	for _, p := range pools {
-		if ok, _ := admits(p, r); !ok {
+	for _, p := range admit {
+		if t.full(p, f, r.Service.Namespace) {
 			continue
 		}
 		sp := t.spaces[p][f]
 		t.expire(sp, now)
-		if a, ok := sp.lowest(); ok {
-			return a, true
+		if free := sp.lowest(t.window()); len(free) > 0 {
+			return free
 		}
 		if rest, ok := sp.rest.Min(); ok {
-			return rest.addr, true
+			return []netip.Addr{rest.Addr}
 		}
 	}
-	return netip.Addr{}, false
+	return nil
 }
 
 // explain says why pick found nothing, and what could change that.
-func (t *Table) explain(i id, f pool.Family) plan {
+func (t *Table) explain(out *plan, i id, f pool.Family, pools []*pool.Pool) {
 	r := &t.services[i].req
-	out := plan{reason: NoMatchingPool}
+	out.reason = v1beta1.ReasonNoMatchingPool
 	pass := func(pool, why string) { out.passed = append(out.passed, Passed{f, pool, why}) }
 	for _, name := range r.Pools {
 		if t.set.Pool(name) == nil {
 			pass(name, "does not exist")
 		}
 	}
-	for _, p := range t.order(r) {
-		if ok, why := admits(p, r); !ok {
-			pass(p.Name, why)
-			continue
+	for _, p := range pools {
+		ok, why := admits(p, r)
+		if ok && p.MaxPerNamespace > 0 {
+			out.waits = append(out.waits, wait{pool: p.Name, family: f, namespace: r.Service.Namespace})
 		}
 		switch {
+		case !ok:
+			pass(p.Name, why)
 		case p.Capacity(f) == 0:
 			pass(p.Name, "has none")
+		case t.full(p, f, r.Service.Namespace):
+			if out.reason == v1beta1.ReasonNoMatchingPool {
+				out.reason = v1beta1.ReasonQuotaExceeded
+			}
+			pass(p.Name, "gives a namespace no more: see its maxPerNamespace")
 		default:
-			out.reason = PoolExhausted
+			out.reason = v1beta1.ReasonPoolExhausted
 			out.waits = append(out.waits, wait{pool: p.Name, family: f})
 			pass(p.Name, "has none left")
 		}
@@ -475,5 +520,4 @@ func (t *Table) explain(i id, f pool.Family) plan {
 	if len(out.passed) == 0 {
 		pass("", "there is no IPAddressPool: create one")
 	}
-	return out
 }

@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/pool"
 )
 
@@ -46,9 +47,9 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 	reallocate := rng.IntN(2) == 0
 	var old *deposed
 	for range steps {
-		before := map[types.NamespacedName]object{}
+		before, heldBefore := map[types.NamespacedName]object{}, map[types.NamespacedName][]netip.Addr{}
 		for key, o := range w.services {
-			before[key] = *o
+			before[key], heldBefore[key] = *o, w.request(key).Held
 		}
 		line := randomStep(rng, w, reallocate)
 		if old != nil && rng.IntN(8) == 0 {
@@ -77,7 +78,7 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 		for key, was := range before {
 			is, ok := w.services[key]
 			wanted := strings.Split(was.message, ":")[0]
-			if waits := wanted != string(Allocated) && wanted != string(OutOfPool); waits && (reallocate || len(was.req.Addresses)+len(was.req.Pools) > 0) {
+			if waits := wanted != v1beta1.ReasonAllocated && wanted != v1beta1.ReasonOutOfPool; waits && (reallocate || len(was.req.Addresses)+len(was.req.Pools) > 0) {
 				continue // it has been waiting to move
 			}
 			shrunk := f[0] == "pool" || f[0] == "delete-pool" || f[0] == "nodes"
@@ -98,6 +99,22 @@ func walk(t *testing.T, rng *rand.Rand, steps int) {
 					continue // it is no longer what the Service asks for
 				}
 				t.Fatalf("%q took %s from %s (%s), which has %v (%s) now", line, a, key, was.message, is.status, is.message)
+			}
+		}
+
+		// Nobody is given what somebody has without Clarion.
+		for key, is := range w.services {
+			was := before[key]
+			for _, a := range is.status {
+				if slices.Contains(was.status, a) || slices.Contains(written, a) || strings.Contains(line, "status=") || w.request(key).Other || !is.managed || f[0] == "land" {
+					continue
+				}
+				for other := range before {
+					if other != key && w.services[other] != nil && slices.Contains(w.request(other).Held, a) && slices.Contains(heldBefore[other], a) &&
+						!slices.Contains(w.services[other].status, a) {
+						t.Fatalf("%q gave %s to %s, which %s has", line, a, key, other)
+					}
+				}
 			}
 		}
 
@@ -162,7 +179,7 @@ func (d *deposed) write(w *world, key types.NamespacedName) []netip.Addr {
 	r := seen.req
 	r.Current, r.Managed = seen.status, seen.managed
 	res := d.table.Assign(r, w.now)
-	if res.Reason == Foreign {
+	if res.Reason == v1beta1.ReasonForeign {
 		return nil
 	}
 	is.status, is.managed, is.written = res.Addresses(), true, nil
@@ -206,6 +223,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 		line += pick(rng, "", "", " reserve=203.0.113.4@s1", " reserve=203.0.113.2@other/s2")
 		line += pick(rng, "", "", " priority=1", " auto=false", " ns=default", " label=gold")
 		line += pick(rng, "", " reuse=0s", " reuse=5s", " buggy=avoid")
+		line += pick(rng, "", "", " max=1", " max=2")
 		line += pick(rng, "", "", " share=across")
 		if reallocate {
 			line += pick(rng, "", " onShrink=Reallocate")
@@ -230,7 +248,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 		}
 		return "write " + n + " status=" + pick(rng, "", "203.0.113.1", "203.0.113.2", "203.0.113.4,2001:db8::1", "192.0.2.1", "2001:db8::2,203.0.113.0")
 	case 10, 11:
-		return pick(rng, "stranger ", "gone ") + pick(rng, "203.0.113.0", "203.0.113.1", "203.0.113.2", "203.0.113.4", "203.0.113.1 2001:db8::1", "192.0.2.1")
+		return pick(rng, "host ", "gone ") + pick(rng, "203.0.113.0", "203.0.113.1", "203.0.113.2", "203.0.113.4", "203.0.113.1 2001:db8::1", "192.0.2.1")
 	case 12:
 		return "nodes" + pick(rng, "", " 203.0.113.2", " 203.0.113.4 2001:db8::1")
 	}
@@ -243,6 +261,7 @@ func randomStep(rng *rand.Rand, w *world, reallocate bool) string {
 	line += fmt.Sprint(" ports=", pick(rng, "80", "443", "80,443", "8080"))
 	line += pick(rng, "", "", " local=x", " local=y")
 	line += pick(rng, "", "", " label=gold", " problem=nonsense")
+	line += pick(rng, "", "", "", "", " external=203.0.113.1", " external=203.0.113.2,2001:db8::1", " other=true", " terminating=true")
 	if !exists {
 		line += pick(rng, "", "", "", " status=203.0.113.2 managed=true", " status=192.0.2.9", " status=203.0.113.0")
 	}
@@ -274,7 +293,7 @@ func TestMassRelease(t *testing.T) {
 		tab.Release(r.Service, time.Time{})
 	}
 	for _, r := range reqs[8192:] {
-		if res, _ := tab.Result(r.Service); res.Reason != Allocated {
+		if res, _ := tab.Result(r.Service); res.Reason != v1beta1.ReasonAllocated {
 			t.Fatalf("%s: %s", r.Service, res.Message())
 		}
 	}

@@ -1,52 +1,36 @@
 package ipam
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
-
-	"github.com/clarionlb/clarion/internal/pool"
 )
 
-// QuarantineTime is how long an address stays in quarantine after the stranger that uses it was last heard.
+// QuarantineTime is how long an address stays in quarantine after the foreign host that uses it was last heard.
 const QuarantineTime = 10 * time.Minute
 
-// ban is an address in quarantine.
-type ban struct {
-	who  string    // uses it; for people
-	ends time.Time // zero while who is heard
-}
-
-func (b ban) notice(a netip.Addr) string {
-	if b.who == "" {
-		return "a stranger on the local network uses " + a.String()
-	}
-	return a.String() + " is used by " + b.who + ", a stranger on the local network"
-}
-
-// Quarantine says which addresses strangers on the local network are heard to use now, all of them, and by whom. It puts
-// those into quarantine that are new, and releases those of which nothing was heard for QuarantineTime. Services that
-// have an address that began its quarantine get another, the oldest first; those whose result changed are in Dirty. What
-// began and what ended is returned, sorted.
+// Quarantine says which addresses foreign hosts on the local network are heard to use now, all of them. It puts those into
+// quarantine that are new, and releases those of which nothing was heard for QuarantineTime. Services that have an address
+// that began its quarantine get another, the oldest first; those whose result changed are in Dirty. What began and what
+// ended is returned, sorted.
 //
 // Before Load, what was in quarantine when the Table's predecessor ended is said to be heard once, and then what is: no
 // address gets out earlier for a restart.
-func (t *Table) Quarantine(heard map[netip.Addr]string, now time.Time) (began, ended []netip.Addr) {
-	for a, b := range t.banned {
-		switch who, still := heard[a]; {
-		case still:
-			t.banned[a] = ban{who: who}
-		case b.ends.IsZero():
-			t.banned[a] = ban{who: b.who, ends: now.Add(QuarantineTime)}
-		case !now.Before(b.ends):
+func (t *Table) Quarantine(heard map[netip.Addr]bool, now time.Time) (began, ended []netip.Addr) {
+	for a, ends := range t.banned {
+		switch {
+		case heard[a]:
+			t.banned[a] = time.Time{}
+		case ends.IsZero():
+			t.banned[a] = now.Add(QuarantineTime)
+		case !now.Before(ends):
 			delete(t.banned, a)
 			ended = append(ended, a)
 		}
 	}
-	for a, who := range heard {
+	for a := range heard {
 		if !t.quarantined(a) {
-			t.banned[a] = ban{who: who}
+			t.banned[a] = time.Time{}
 			began = append(began, a)
 		}
 	}
@@ -75,7 +59,9 @@ func (t *Table) Quarantine(heard map[netip.Addr]string, now time.Time) (began, e
 			sp.give(a)
 		}
 	}
-	t.touched = append(append(t.touched, ended...), began...)
+	for _, a := range slices.Concat(ended, began) {
+		t.touched = append(t.touched, touch{addr: a})
+	}
 	t.settle(now) // those that wait come before those that lose an address now
 	slices.Sort(losers)
 	losers = slices.Compact(losers) // one may lose two
@@ -90,33 +76,16 @@ func (t *Table) Quarantine(heard map[netip.Addr]string, now time.Time) (began, e
 // QuarantineEnds is when Quarantine has to be called next to release an address though nothing new is heard; zero: never.
 func (t *Table) QuarantineEnds() time.Time {
 	var first time.Time
-	for _, b := range t.banned {
-		if !b.ends.IsZero() && (first.IsZero() || b.ends.Before(first)) {
-			first = b.ends
+	for _, ends := range t.banned {
+		if !ends.IsZero() && (first.IsZero() || ends.Before(first)) {
+			first = ends
 		}
 	}
 	return first
-}
-
-// Quarantined is the addresses of the pool of that name that are in quarantine, sorted.
-func (t *Table) Quarantined(name string) []netip.Addr {
-	p := t.set.Pool(name)
-	var out []netip.Addr
-	for _, a := range slices.SortedFunc(maps.Keys(t.banned), netip.Addr.Compare) {
-		if p != nil && t.set.Find(a) == p {
-			out = append(out, a)
-		}
-	}
-	return out
 }
 
 // quarantined says whether nobody may be given a.
 func (t *Table) quarantined(a netip.Addr) bool {
 	_, is := t.banned[a]
 	return is
-}
-
-// barred says whether a Service may not keep a: it is quarantined, and the Service did not ask for just that one.
-func (t *Table) barred(r *Request, a netip.Addr) bool {
-	return t.quarantined(a) && r.requested(pool.FamilyOf(a)) != a
 }

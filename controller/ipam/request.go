@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/pool"
 )
 
@@ -51,6 +52,14 @@ type Request struct {
 	Current []netip.Addr
 	// Managed says that Clarion has written the Service's status before.
 	Managed bool
+
+	// Held are addresses that the Service has and that are not decided on: its external IPs, and those in the status of
+	// one that is Other. Nobody else is given them.
+	Held []netip.Addr
+	// Other says that the Service is another controller's, or asks for no address, or is being deleted: it gets none.
+	Other bool
+	// Terminating says that it is Clarion's and being deleted: what it holds was given to it.
+	Terminating bool
 }
 
 // older orders claims on an address.
@@ -75,16 +84,16 @@ func (r *Request) requested(f pool.Family) netip.Addr {
 	return netip.Addr{}
 }
 
-// whyApart is why two Services cannot have the same address whatever its pool allows, empty when they can. Policies
-// are compared as well as selectors: a Local Service draws traffic to the nodes of its endpoints only, which is wrong
-// for any Service with other endpoints.
+// whyApart is why two Services cannot have the same address, empty when they can: the rules of MetalLB. Policies are
+// compared as well as selectors: a Local Service draws traffic to the nodes of its endpoints only, which is wrong for any
+// Service with other endpoints. What is given out anew has to meet more: see judgeTenants.
 func whyApart(a, b *Request) string {
 	switch {
 	case a.SharingKey == "" || b.SharingKey == "":
 		return "does not share it"
 	case a.SharingKey != b.SharingKey:
 		return "shares it with another key"
-	case a.Local != b.Local, a.Local != "" && a.Service.Namespace != b.Service.Namespace:
+	case a.Local != b.Local:
 		return "does not have the same externalTrafficPolicy and endpoints"
 	}
 	for _, p := range a.Ports {
@@ -94,36 +103,6 @@ func whyApart(a, b *Request) string {
 	}
 	return ""
 }
-
-// Reason says in one word how a request was answered. The words appear in conditions and metrics.
-type Reason string
-
-const (
-	// Allocated: the Service has the addresses that it should have.
-	Allocated Reason = "Allocated"
-	// OutOfPool: it has them, and keeps them though a pool no longer gives one of them to it.
-	OutOfPool Reason = "OutOfPool"
-	// PoolExhausted: pools that admit the Service have no address left.
-	PoolExhausted Reason = "PoolExhausted"
-	// NoMatchingPool: no pool admits the Service or has addresses of the family.
-	NoMatchingPool Reason = "NoMatchingPool"
-	// AddressNotInPool: no pool gives out the address that the Service asks for.
-	AddressNotInPool Reason = "AddressNotInPool"
-	// AddressInUse: another Service has it, or the cluster itself.
-	AddressInUse Reason = "AddressInUse"
-	// AddressReserved: it is reserved for another Service.
-	AddressReserved Reason = "AddressReserved"
-	// AddressQuarantined: a stranger on the local network uses it, or did so a short while ago.
-	AddressQuarantined Reason = "AddressQuarantined"
-	// SharingConflict: Services with sharing keys have it, and the asking one cannot join them.
-	SharingConflict Reason = "SharingConflict"
-	// FamilyMismatch: the Service asks for an address of a family that it does not have.
-	FamilyMismatch Reason = "FamilyMismatch"
-	// InvalidRequest: the annotations cannot be read, or contradict each other.
-	InvalidRequest Reason = "InvalidRequest"
-	// Foreign: somebody else has given the Service addresses that are in no pool. It is left alone.
-	Foreign Reason = "Foreign"
-)
 
 // Assignment is one address of a Service.
 type Assignment struct {
@@ -145,18 +124,27 @@ type Passed struct {
 type Result struct {
 	// Assigned is the Service's addresses in the order of its families; unused places are zero.
 	Assigned [2]Assignment
-	Reason   Reason
+	// Reason is one of those of the condition Allocated in api/v1beta1.
+	Reason string
 	// Detail says more about a Reason that is not Allocated; empty when Passed says it all.
 	Detail string
 	// Passed says for each family without an address, or that should have another, why each pool gave none.
 	Passed []Passed
+	// Admins says for administrators what Detail leaves out, since it is about another namespace; the zero Note when it
+	// leaves out nothing. Two Results that differ in it only are equal.
+	Admins Note
 	// Notice tells why the Service lost an address that it had, empty when it lost none. It is news, not state: two
 	// Results that differ in it only are equal.
 	Notice string
 }
 
+// Note is something to say about a pool.
+type Note struct{ Pool, Text string }
+
 // Satisfied says whether the Service has the addresses that it should have.
-func (r *Result) Satisfied() bool { return r.Reason == Allocated || r.Reason == OutOfPool }
+func (r *Result) Satisfied() bool {
+	return r.Reason == v1beta1.ReasonAllocated || r.Reason == v1beta1.ReasonOutOfPool
+}
 
 // Addresses is the assigned addresses in the order of the Service's families.
 func (r *Result) Addresses() []netip.Addr {
@@ -169,7 +157,7 @@ func (r *Result) Addresses() []netip.Addr {
 	return out
 }
 
-// Equal compares everything but Notice.
+// Equal compares everything but Admins and Notice.
 func (r *Result) Equal(o *Result) bool {
 	return r.Assigned == o.Assigned && r.Reason == o.Reason && r.Detail == o.Detail && slices.Equal(r.Passed, o.Passed)
 }

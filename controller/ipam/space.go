@@ -2,30 +2,19 @@ package ipam
 
 import (
 	"net/netip"
-	"time"
 
 	"github.com/google/btree"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/clarionlb/clarion/internal/pool"
 )
 
 // space is the addresses of one family of one pool that nobody has: the free ones as ranges, so that a /64 costs no
-// more than a /28, and the resting ones in the order of their release. Reserved addresses are in neither.
+// more than a /28, and the resting ones in the order in which their rests end. Reserved addresses are in neither.
 type space struct {
-	pool *pool.Pool
-	free *btree.BTreeG[pool.Range]
-	rest *btree.BTreeG[resting]
-
-	assigned int64 // addresses of the pool that Services have
-	taken    int64 // those of them that the pool gives out
-}
-
-// resting is an address that was released a short while ago.
-type resting struct {
-	at   time.Time
-	addr netip.Addr
-	last types.NamespacedName
+	pool  *pool.Pool
+	free  *btree.BTreeG[pool.Range]
+	rest  *btree.BTreeG[Rest]
+	count map[string]int // addresses that Services have, by namespace
 }
 
 const treeDegree = 16
@@ -34,12 +23,13 @@ func newSpace(p *pool.Pool) *space {
 	return &space{
 		pool: p,
 		free: btree.NewG(treeDegree, func(a, b pool.Range) bool { return a.First.Less(b.First) }),
-		rest: btree.NewG(treeDegree, func(a, b resting) bool {
-			if c := a.at.Compare(b.at); c != 0 {
+		rest: btree.NewG(treeDegree, func(a, b Rest) bool {
+			if c := a.Until.Compare(b.Until); c != 0 {
 				return c < 0
 			}
-			return a.addr.Less(b.addr)
+			return a.Addr.Less(b.Addr)
 		}),
+		count: map[string]int{},
 	}
 }
 
@@ -83,16 +73,23 @@ func (s *space) give(a netip.Addr) {
 	s.free.ReplaceOrInsert(r)
 }
 
-// lowest is the lowest free address. Addresses that the pool avoids are taken out on the way: it never gives them.
-func (s *space) lowest() (netip.Addr, bool) {
+// lowest is the lowest free addresses, n of them at most. Addresses that the pool avoids are taken out when they come
+// first: it never gives them.
+func (s *space) lowest(n int) (out []netip.Addr) {
 	for {
 		r, ok := s.free.Min()
-		if !ok {
-			return netip.Addr{}, false
-		}
-		if !s.pool.Avoids(r.First) {
-			return r.First, true
+		if !ok || !s.pool.Avoids(r.First) {
+			break
 		}
 		s.take(r.First)
 	}
+	s.free.Ascend(func(r pool.Range) bool {
+		for a := r.First; r.Contains(a) && len(out) < n; a = a.Next() {
+			if !s.pool.Avoids(a) {
+				out = append(out, a)
+			}
+		}
+		return len(out) < n
+	})
+	return out
 }

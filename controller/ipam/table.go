@@ -6,26 +6,30 @@
 //  1. An assigned address stays: no restart, change of leader, other Service or edit of a pool moves it, unless that
 //     pool says onShrink: Reallocate, the Service itself asks for something else, or the address is quarantined.
 //  2. Load adopts what is assigned, the oldest Service first, before it gives out anything new.
-//  3. No address is given twice. An address that a Service moves away from is free only once the Service's status no
-//     longer names it (Published), nor can because a write of it is under way. Of two Services that claim one address
-//     the older keeps it. Addresses that the cluster has itself are given to nobody (pool.NewSetBeside).
+//  3. No address is given twice, nor one that somebody has without Clarion: Services of other controllers, and external
+//     IPs, are tenants as others are, but for that they are never decided on. Nor is one that the cluster has itself
+//     (pool.NewSetBeside). An address that a Service moves away from is free only once the Service's status no longer
+//     names it (Published), nor can because a write of it is under way. Of two Services that claim one address the older
+//     keeps it, if they cannot both.
 //  4. Services share an address only with the same sharing key and disjoint ports, and where externalTrafficPolicy is
-//     Local only with the same endpoints; across namespaces only where the pool allows it.
-//  5. The same inputs give the same result: what waits is served by age, pools are tried by priority and name,
-//     addresses from the lowest. No map order decides anything.
+//     Local only with the same endpoints; across namespaces only where the pool allows it. What is shared by MetalLB's
+//     wider rules when it is adopted stays so.
+//  5. What waits is served by age, and pools are tried in one order; addresses are given from the lowest, or by Homes,
+//     which are data. No map order decides anything.
 //  6. Assigning is a fixed point: the same request again changes nothing.
-//  7. An address that a stranger on the local network uses is in quarantine: it is given to nobody while the stranger
-//     is heard and for QuarantineTime after, and a Service that has it gets another in the same pass, unless it asked
-//     for that very address.
+//  7. An address that a foreign host on the local network uses is in quarantine: it is given to nobody while the host is
+//     heard and for QuarantineTime after, and a Service that has it gets another in the same pass, unless it asked for
+//     that very address.
+//  8. A released address rests for its pool's reuseDelay: only the Service that had it may ask for it earlier, and
+//     others are given it only when their pool has no other.
+//  9. No tenant is told another namespace's names.
 //
 // The package is pure. It must not read a clock, log, or know of the Kubernetes client; time is an argument.
 package ipam
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/btree"
@@ -44,14 +48,16 @@ type Table struct {
 	ids      map[types.NamespacedName]id
 	tenants  map[netip.Addr]tenants
 	shared   map[string][]netip.Addr // by sharing key, ascending
-	resting  map[netip.Addr]resting
+	resting  map[netip.Addr]Rest
 	last     map[types.NamespacedName][2]netip.Addr // resting addresses by who had them
-	banned   map[netip.Addr]ban
-	former   map[netip.Addr]string // the pools of addresses that were in none any longer when this Table was new
+	banned   map[netip.Addr]time.Time               // when the quarantine ends; zero while the host is heard
+	homes    Homes
+	load     map[string]int        // of each node, in addresses that Services have
+	home     map[netip.Addr]string // under which node each of them is counted
 
 	waiting map[wait]*btree.BTreeG[waiter]
-	touched []netip.Addr // may help those that wait
-	redo    []id         // lost an address to an older Service
+	touched []touch // may help those that wait
+	redo    []id    // lost an address to an older Service
 	dirty   []types.NamespacedName
 }
 
@@ -69,11 +75,10 @@ type service struct {
 	dirty  bool
 }
 
-// holding is an address, the last pool that had it, and what that pool says should happen when it has it no more.
+// holding is an address and the pool that it belongs to, or did last.
 type holding struct {
-	addr   netip.Addr
-	pool   string
-	shrink v1beta1.ShrinkPolicy
+	addr netip.Addr
+	pool string
 }
 
 // tenants is the Services on one address; nearly always there is just one.
@@ -91,11 +96,18 @@ func (t tenants) at(n int) id {
 	return t.more[n-1]
 }
 
-// wait is something whose change may help a Service: an address, or a family of a pool.
+// wait is something whose change may help a Service: an address, or a family of a pool, or what a namespace has of that.
 type wait struct {
-	addr   netip.Addr
-	pool   string
-	family pool.Family
+	addr      netip.Addr
+	pool      string
+	family    pool.Family
+	namespace string
+}
+
+// touch is a change of who has an address. The namespace is that of a Service that has come to have it, or has it no more.
+type touch struct {
+	addr      netip.Addr
+	namespace string
 }
 
 type waiter struct {
@@ -112,9 +124,11 @@ func NewTable() *Table {
 		ids:     map[types.NamespacedName]id{},
 		tenants: map[netip.Addr]tenants{},
 		shared:  map[string][]netip.Addr{},
-		resting: map[netip.Addr]resting{},
+		resting: map[netip.Addr]Rest{},
 		last:    map[types.NamespacedName][2]netip.Addr{},
-		banned:  map[netip.Addr]ban{},
+		banned:  map[netip.Addr]time.Time{},
+		load:    map[string]int{},
+		home:    map[netip.Addr]string{},
 		waiting: map[wait]*btree.BTreeG[waiter]{},
 	}
 }
@@ -151,12 +165,13 @@ func (t *Table) SetPools(set *pool.Set, now time.Time) {
 		}
 		t.spaces[p] = both
 	}
-	for a := range t.tenants {
+	for a, ten := range t.tenants {
 		if s := t.space(a); s != nil {
 			s.take(a)
-			s.assigned++
-			if s.pool.Gives(a) {
-				s.taken++
+			for n := range ten.len() {
+				if ns := t.services[ten.at(n)].req.Service.Namespace; !t.before(ten, n, ns) {
+					s.count[ns]++
+				}
 			}
 		}
 	}
@@ -185,7 +200,7 @@ func (t *Table) SetPools(set *pool.Set, now time.Time) {
 		for f := range s.have {
 			t.trace(&s.have[f])
 		}
-		if s.result.Reason == Foreign {
+		if s.result.Reason == v1beta1.ReasonForeign {
 			t.adopt(i, now)
 		}
 	}
@@ -230,11 +245,15 @@ func (t *Table) Release(key types.NamespacedName, now time.Time) {
 	}
 	t.unwait(i)
 	s := &t.services[i]
-	s.req.Current, s.sent = nil, nil
+	held := s.req.Held
+	s.req.Current, s.req.Held, s.sent = nil, nil, nil
 	for f := range s.have {
 		t.drop(i, pool.Family(f), now)
 	}
 	t.leave(i, now)
+	for _, a := range held {
+		t.tenancy(i, a, now)
+	}
 	delete(t.ids, key)
 	*s = service{waits: s.waits}
 	t.unused = append(t.unused, i)
@@ -262,48 +281,6 @@ func (t *Table) Result(key types.NamespacedName) (Result, bool) {
 	return t.services[i].result, true
 }
 
-// Usage is how full a pool is, by family. The numbers stop at math.MaxInt64.
-type Usage struct {
-	// Capacity is the addresses that the pool may give out, Assigned those of its addresses that Services have, and
-	// Available those that it could still give to any Service that it admits. Quarantined are those of its addresses
-	// that are in quarantine, whether or not a Service has them.
-	Capacity, Assigned, Available, Quarantined [2]int64
-}
-
-// Usage is how full the pool of that name is; zero when there is no such pool.
-func (t *Table) Usage(name string) Usage {
-	var u Usage
-	p := t.set.Pool(name)
-	if p == nil {
-		return u
-	}
-	for f, s := range t.spaces[p] {
-		u.Capacity[f] = p.Capacity(pool.Family(f))
-		u.Assigned[f] = s.assigned
-		u.Available[f] = u.Capacity[f]
-		if u.Capacity[f] < 1<<63-1 {
-			u.Available[f] -= s.taken
-		}
-	}
-	for a := range p.Reserved {
-		f := pool.FamilyOf(a)
-		if _, used := t.tenants[a]; !used && p.Gives(a) && u.Capacity[f] < 1<<63-1 {
-			u.Available[f]--
-		}
-	}
-	for a := range t.banned {
-		if t.set.Find(a) != p {
-			continue
-		}
-		f := pool.FamilyOf(a)
-		u.Quarantined[f]++
-		if _, used := t.tenants[a]; !used && t.assignable(p, a) && u.Capacity[f] < 1<<63-1 {
-			u.Available[f]--
-		}
-	}
-	return u
-}
-
 func (t *Table) byAge(ids []id) {
 	slices.SortFunc(ids, func(a, b id) int {
 		if t.services[a].req.older(&t.services[b].req) {
@@ -325,21 +302,33 @@ func (t *Table) store(req *Request, now time.Time) id {
 		}
 		t.ids[req.Service] = i
 		t.services[i].req = *req
+		for _, a := range req.Held {
+			t.tenancy(i, a, now)
+		}
 		return i
 	}
 	t.unwait(i)
 	s := &t.services[i]
 	same := s.req.sameSharing(req)
-	before := s.req.SharingKey
+	before, held := s.req.SharingKey, s.req.Held
 	s.req, s.sent = *req, nil
+	for _, a := range slices.Concat(held, req.Held) {
+		t.tenancy(i, a, now)
+	}
 	if !same {
-		for _, a := range append(s.left[:len(s.left):len(s.left)], s.have[0].addr, s.have[1].addr) {
+		for _, a := range slices.Concat(s.left, held, req.Held, []netip.Addr{s.have[0].addr, s.have[1].addr}) {
 			if a.IsValid() {
 				t.reshare(before, a)
 				t.reshare(req.SharingKey, a)
-				t.touched = append(t.touched, a)
+				t.touched = append(t.touched, touch{addr: a})
 			}
 		}
+	}
+	if req.Other { // it was Clarion's
+		for f := range s.have {
+			t.drop(i, pool.Family(f), now)
+		}
+		s.result, s.notice = Result{}, ""
 	}
 	t.leave(i, now)
 	return i
@@ -369,14 +358,28 @@ func (t *Table) settle(now time.Time) {
 		if len(t.touched) == 0 {
 			return
 		}
-		a := t.touched[len(t.touched)-1]
+		to := t.touched[len(t.touched)-1]
 		t.touched = t.touched[:len(t.touched)-1]
 		if len(t.waiting) == 0 {
 			continue
 		}
+		a := to.addr
 		t.offer(wait{addr: a}, a, now)
-		if p := t.set.Find(a); p != nil && !t.quarantined(a) {
-			t.offer(wait{pool: p.Name, family: pool.FamilyOf(a)}, a, now)
+		p := t.set.Find(a)
+		if p == nil {
+			continue
+		}
+		f := pool.FamilyOf(a)
+		if to.namespace != "" && p.MaxPerNamespace > 0 {
+			t.offer(wait{pool: p.Name, family: f, namespace: to.namespace}, a, now)
+		}
+		if ten, used := t.tenants[a]; used && t.services[ten.first].req.SharingKey != "" { // to be shared beyond the quota
+			for n := range ten.len() {
+				t.offer(wait{pool: p.Name, family: f, namespace: t.services[ten.at(n)].req.Service.Namespace}, a, now)
+			}
+		}
+		if !t.quarantined(a) {
+			t.offer(wait{pool: p.Name, family: f}, a, now)
 		}
 	}
 }
@@ -392,12 +395,12 @@ func (t *Table) offer(w wait, a netip.Addr, now time.Time) {
 	for ok {
 		key := ""
 		if ten, used := t.tenants[a]; used {
-			if key = t.services[ten.first].req.SharingKey; key == "" && !w.addr.IsValid() {
+			if key = t.services[ten.first].req.SharingKey; key == "" && !w.addr.IsValid() && w.namespace == "" {
 				return
 			}
 		}
 		this := next
-		if w.addr.IsValid() || key == "" || key == t.services[this.id].req.SharingKey {
+		if w.addr.IsValid() || w.namespace != "" || key == "" || key == t.services[this.id].req.SharingKey {
 			t.review(this.id, now)
 		}
 		ok = false
@@ -459,76 +462,36 @@ func (t *Table) assignable(p *pool.Pool, a netip.Addr) bool {
 	return !reserved && p.Gives(a)
 }
 
-// trace keeps a holding's pool and policy current. The policy of a pool that is gone lives on in the holding; a pool
-// that cannot be read has none, since a bad edit must not move anything.
+// trace keeps a holding's pool current. A pool that no longer has the address stays its pool.
 func (t *Table) trace(h *holding) {
-	if !h.addr.IsValid() {
-		return
-	}
-	p := t.within(h.addr)
-	if p != nil {
-		h.pool = p.Name
-	} else {
-		h.pool = cmp.Or(h.pool, t.former[h.addr])
-		p = t.set.Pool(h.pool)
-	}
-	switch {
-	case p != nil && p.Err != nil:
-		h.shrink = v1beta1.ShrinkKeep
-	case p != nil:
-		h.shrink = p.OnShrink
-	}
-}
-
-// within is the pool that has an address, or would have it if it did not exclude it; nil when there is none.
-func (t *Table) within(a netip.Addr) *pool.Pool {
-	return cmp.Or(t.set.Find(a), t.set.Writes(a))
-}
-
-// Kept is the addresses that Services keep from the pool of that name though it does not include them any more, sorted.
-func (t *Table) Kept(name string) []netip.Addr {
-	var out []netip.Addr
-	for a, ten := range t.tenants {
-		s := &t.services[ten.first]
-		if s.have[pool.FamilyOf(a)].pool == name && s.have[pool.FamilyOf(a)].addr == a && t.within(a) == nil {
-			out = append(out, a)
+	if h.addr.IsValid() {
+		if p := t.set.Of(h.addr); p != nil {
+			h.pool = p.Name
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
 }
 
-// Remember says which pools had addresses that Services keep, as far as that was known before this Table was new: see
-// Kept. It comes before Load.
-func (t *Table) Remember(kept map[netip.Addr]string) { t.former = kept }
+// onShrink is what the pool of a holding says should happen when it has the address no more. One that cannot be read says
+// Keep, since a bad edit must not move anything.
+func (t *Table) onShrink(h *holding) v1beta1.ShrinkPolicy {
+	if p := t.set.Pool(h.pool); p != nil && p.Err == nil {
+		return p.OnShrink
+	}
+	return v1beta1.ShrinkKeep
+}
 
 // hold gives a Service an address. Whether it may have it was decided before.
 func (t *Table) hold(i id, a netip.Addr) {
-	s, f := &t.services[i], pool.FamilyOf(a)
-	s.have[f] = holding{addr: a, shrink: v1beta1.ShrinkKeep}
-	t.trace(&s.have[f])
+	s := &t.services[i]
+	h := &s.have[pool.FamilyOf(a)]
+	*h = holding{addr: a}
+	t.trace(h)
 	if n := slices.Index(s.left, a); n >= 0 {
 		s.left = slices.Delete(s.left, n, n+1)
-	} else if ten, used := t.tenants[a]; used {
-		ten.more = append(ten.more, i)
-		t.tenants[a] = ten
-	} else {
-		t.tenants[a] = tenants{first: i}
-		if r, ok := t.resting[a]; ok {
-			t.forget(r)
-		}
-		if sp := t.space(a); sp != nil {
-			sp.take(a)
-			sp.assigned++
-			if sp.pool.Gives(a) {
-				sp.taken++
-			}
-		}
 	}
-	if s.req.SharingKey != "" {
-		t.reshare(s.req.SharingKey, a)
-		t.touched = append(t.touched, a)
-	}
+	t.tenancy(i, a, time.Time{})
+	t.settleHome(a, &s.req)
+	t.reshare(s.req.SharingKey, a)
 }
 
 // drop takes an address from a Service. It stays the Service's as long as the Service's status may name it.
@@ -541,9 +504,8 @@ func (t *Table) drop(i id, f pool.Family, now time.Time) {
 	s.have[f] = holding{}
 	if s.named(a) {
 		s.left = append(s.left, a)
-		return
 	}
-	t.free(i, a, now)
+	t.tenancy(i, a, now)
 }
 
 // named says whether the Service's status names a, or is about to.
@@ -551,86 +513,107 @@ func (s *service) named(a netip.Addr) bool {
 	return slices.Contains(s.req.Current, a) || slices.Contains(s.sent, a)
 }
 
+// decided says whether the Service has a by a decision of this Table.
+func (s *service) decided(a netip.Addr) bool {
+	return s.have[pool.FamilyOf(a)].addr == a || slices.Contains(s.left, a)
+}
+
 // leave frees what a Service has moved away from and its status no longer names.
 func (t *Table) leave(i id, now time.Time) {
 	s := &t.services[i]
-	s.left = slices.DeleteFunc(s.left, func(a netip.Addr) bool {
+	left := s.left
+	s.left = nil
+	for _, a := range left {
 		if s.named(a) {
-			return false
+			s.left = append(s.left, a)
 		}
-		t.free(i, a, now)
-		return true
-	})
+	}
+	for _, a := range left {
+		t.tenancy(i, a, now)
+	}
 }
 
-// free ends a Service's tenancy. The address rests when it was the last tenant.
-func (t *Table) free(i id, a netip.Addr, now time.Time) {
-	key := t.services[i].req.SharingKey
-	ten := t.tenants[a]
-	switch {
-	case ten.len() > 1:
-		if ten.first == i {
-			ten.first = ten.more[0]
-			ten.more = slices.Delete(ten.more, 0, 1)
+// tenancy makes Service i a tenant of a or not, as what it has and holds says. When the last tenant leaves the address is
+// free, or rests.
+func (t *Table) tenancy(i id, a netip.Addr, now time.Time) {
+	s := &t.services[i]
+	ten, used := t.tenants[a]
+	at := -1
+	for n := 0; used && n < ten.len(); n++ {
+		if ten.at(n) == i {
+			at = n
+		}
+	}
+	is := s.decided(a) || slices.Contains(s.req.Held, a)
+	if is == (at >= 0) {
+		return
+	}
+	sp, ns := t.space(a), s.req.Service.Namespace
+	if is {
+		if sp != nil && !t.inNamespace(a, ns) {
+			sp.count[ns]++
+		}
+		if used {
+			ten.more = append(ten.more, i)
 		} else {
-			ten.more = slices.DeleteFunc(ten.more, func(other id) bool { return other == i })
+			ten = tenants{first: i}
+			if r, ok := t.resting[a]; ok {
+				t.forget(r)
+			}
+			if sp != nil {
+				sp.take(a)
+			}
 		}
 		t.tenants[a] = ten
-	default:
+		t.touched = append(t.touched, touch{a, ns})
+		return
+	}
+	switch {
+	case ten.len() == 1:
 		delete(t.tenants, a)
-		sp := t.space(a)
-		if sp == nil {
-			break
-		}
-		sp.assigned--
-		if sp.pool.Gives(a) {
-			sp.taken--
-		}
+		t.settleHome(a, nil)
 		switch {
-		case !t.assignable(sp.pool, a) || t.quarantined(a):
+		case sp == nil || !t.assignable(sp.pool, a) || t.quarantined(a):
 		case sp.pool.ReuseDelay > 0:
-			r := resting{now, a, t.services[i].req.Service}
-			sp.rest.ReplaceOrInsert(r)
-			t.resting[a] = r
-			mine := t.last[r.last]
-			mine[pool.FamilyOf(a)] = a
-			t.last[r.last] = mine
+			t.rest(Rest{a, s.req.Service, now.Add(sp.pool.ReuseDelay)})
 		default:
 			sp.give(a)
 		}
+	case at == 0:
+		ten.first, ten.more = ten.more[0], slices.Clone(ten.more[1:])
+		t.tenants[a] = ten
+	default:
+		ten.more = slices.Delete(ten.more, at-1, at)
+		t.tenants[a] = ten
 	}
-	t.reshare(key, a)
-	t.touched = append(t.touched, a)
-}
-
-// forget ends an address's rest without making it free.
-func (t *Table) forget(r resting) {
-	delete(t.resting, r.addr)
-	if sp := t.space(r.addr); sp != nil {
-		sp.rest.Delete(r)
-	}
-	mine, f := t.last[r.last], pool.FamilyOf(r.addr)
-	if mine[f] != r.addr {
-		return
-	}
-	mine[f] = netip.Addr{}
-	if mine == ([2]netip.Addr{}) {
-		delete(t.last, r.last)
-	} else {
-		t.last[r.last] = mine
-	}
-}
-
-// expire makes those addresses free that have rested long enough.
-func (t *Table) expire(sp *space, now time.Time) {
-	for {
-		r, ok := sp.rest.Min()
-		if !ok || now.Sub(r.at) < sp.pool.ReuseDelay {
-			return
+	if sp != nil && !t.inNamespace(a, ns) {
+		if sp.count[ns]--; sp.count[ns] == 0 {
+			delete(sp.count, ns)
 		}
-		t.forget(r)
-		sp.give(r.addr)
 	}
+	t.reshare(s.req.SharingKey, a)
+	t.touched = append(t.touched, touch{a, ns})
+}
+
+// inNamespace says whether a Service of a namespace has a.
+func (t *Table) inNamespace(a netip.Addr, ns string) bool {
+	ten, used := t.tenants[a]
+	return used && t.before(ten, ten.len(), ns)
+}
+
+// before says whether one of the first n of ten is of a namespace.
+func (t *Table) before(ten tenants, n int, ns string) bool {
+	for k := range n {
+		if t.services[ten.at(k)].req.Service.Namespace == ns {
+			return true
+		}
+	}
+	return false
+}
+
+// full says whether a namespace has as many addresses of a family of p as it may.
+func (t *Table) full(p *pool.Pool, f pool.Family, ns string) bool {
+	return p.MaxPerNamespace > 0 && t.spaces[p][f].count[ns] >= p.MaxPerNamespace
 }
 
 // reshare brings the index of shared addresses up to date for one key and one address.
@@ -660,6 +643,14 @@ func (t *Table) reshare(key string, a netip.Addr) {
 }
 
 // name is how a message names a Service.
-func name(n types.NamespacedName) string {
-	return strings.Join([]string{n.Namespace, n.Name}, "/")
+func name(n types.NamespacedName) string { return n.Namespace + "/" + n.Name }
+
+// nameTo is how a message to the user of a request names a Service: not at all when it is another namespace's.
+func nameTo(n types.NamespacedName, r *Request) string {
+	if n.Namespace == r.Service.Namespace {
+		return name(n)
+	}
+	return "a Service of another namespace"
 }
+
+func (t *Table) name(i id, to *Request) string { return nameTo(t.services[i].req.Service, to) }

@@ -26,9 +26,10 @@ type world struct {
 	now      time.Time
 	pools    map[string]*v1beta1.IPAddressPool
 	services map[types.NamespacedName]*object
-	heard    map[netip.Addr]string // what strangers use, as speakers say
-	nodes    pool.Ranges           // the nodes' addresses
-	listed   []netip.Addr          // the pools' statuses say that it is in quarantine
+	heard    map[netip.Addr]bool // what foreign hosts use, as speakers say
+	nodes    pool.Ranges         // the nodes' addresses
+	listed   []netip.Addr        // the pools' statuses say that it is in quarantine
+	rests    []Rest              // the pools' statuses say that they rest
 	table    *Table
 	queue    []types.NamespacedName
 }
@@ -50,7 +51,7 @@ func newWorld(t testing.TB) *world {
 		now:      time.Unix(1_000_000, 0),
 		pools:    map[string]*v1beta1.IPAddressPool{},
 		services: map[types.NamespacedName]*object{},
-		heard:    map[netip.Addr]string{},
+		heard:    map[netip.Addr]bool{},
 	}
 	w.restart()
 	return w
@@ -68,6 +69,10 @@ func (w *world) set() *pool.Set {
 func (w *world) request(key types.NamespacedName) Request {
 	o := w.services[key]
 	r := o.req
+	if r.Other = r.Other || r.Terminating; r.Other {
+		r.Held = append(slices.Clone(r.Held), o.status...)
+		return r
+	}
 	r.Current, r.Managed = o.status, o.managed
 	return r
 }
@@ -95,10 +100,11 @@ func (w *world) restart() {
 func (w *world) fresh() *Table {
 	t := NewTable()
 	t.SetPools(w.set(), w.now)
-	past := map[netip.Addr]string{}
+	past := map[netip.Addr]bool{}
 	for _, a := range w.listed {
-		past[a] = ""
+		past[a] = true
 	}
+	t.Remember(w.rests, w.now)
 	t.Quarantine(past, w.now)
 	t.Quarantine(w.heard, w.now)
 	t.Load(w.requests(), w.now)
@@ -108,11 +114,17 @@ func (w *world) fresh() *Table {
 // listen lets the controller hear what speakers say, and writes what it says of quarantine.
 func (w *world) listen() {
 	w.table.Quarantine(w.heard, w.now)
-	w.listed = nil
-	for n := range w.pools {
-		w.listed = append(w.listed, w.table.Quarantined(n)...)
-	}
+	w.table.Expire(w.now)
 	w.run()
+	w.listed, w.rests = nil, nil
+	for n, u := range w.table.Usage() {
+		w.listed = append(w.listed, u.Quarantined...)
+		w.rests = append(w.rests, u.Resting...)
+		w.pools[n].Status.Kept = nil
+		for _, a := range u.Kept {
+			w.pools[n].Status.Kept = append(w.pools[n].Status.Kept, a.String())
+		}
+	}
 }
 
 func compareNames(a, b types.NamespacedName) int {
@@ -147,7 +159,7 @@ func (w *world) reconcile(key types.NamespacedName) {
 	}
 	res := w.table.Assign(w.request(key), w.now)
 	switch {
-	case res.Reason == Foreign || o.stuck:
+	case res.Reason == v1beta1.ReasonForeign || o.stuck || w.request(key).Other:
 	case o.slow:
 		o.written = &res
 	default:
@@ -163,7 +175,10 @@ func (w *world) publish(key types.NamespacedName, res *Result) {
 			w.t.Fatalf("%s is written into the status of %s, which does not have it any more", a, key)
 		}
 	}
-	o.status, o.managed, o.message = res.Addresses(), true, string(res.Reason)+": "+res.Message()
+	o.status, o.managed, o.message = res.Addresses(), true, res.Reason+": "+res.Message()
+	if res.Admins.Text != "" {
+		o.message += " [pool " + res.Admins.Pool + ": " + res.Admins.Text + "]"
+	}
 	w.table.Published(key, o.status, w.now)
 }
 
@@ -244,11 +259,11 @@ func (w *world) do(line string) {
 			w.t.Fatal(err)
 		}
 		w.now = w.now.Add(d)
-	case "stranger": // uses addresses
+	case "host": // a foreign one uses addresses
 		for _, a := range f[1:] {
-			w.heard[netip.MustParseAddr(a)] = "02:00:00:00:00:99"
+			w.heard[netip.MustParseAddr(a)] = true
 		}
-	case "gone": // is the stranger
+	case "gone": // is the foreign host
 		for _, a := range f[1:] {
 			delete(w.heard, netip.MustParseAddr(a))
 		}
@@ -269,7 +284,9 @@ func (w *world) parsePool(name string, opts map[string]string) *v1beta1.IPAddres
 		w.now = w.now.Add(time.Second)
 	}
 	s := &obj.Spec
-	s.ServiceAllocation = &v1beta1.ServiceAllocation{}
+	if _, has := opts["alloc"]; has || opts["priority"]+opts["ns"]+opts["nsLabel"]+opts["label"]+opts["max"] != "" {
+		s.ServiceAllocation = &v1beta1.ServiceAllocation{}
+	}
 	for k, v := range opts {
 		switch k {
 		case "addr":
@@ -289,6 +306,7 @@ func (w *world) parsePool(name string, opts map[string]string) *v1beta1.IPAddres
 		case "auto":
 			auto := v == "true"
 			s.AutoAssign = &auto
+		case "alloc":
 		case "buggy":
 			s.AvoidBuggyIPs = v == "avoid"
 		case "priority":
@@ -301,6 +319,9 @@ func (w *world) parsePool(name string, opts map[string]string) *v1beta1.IPAddres
 			s.ServiceAllocation.ServiceSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{v: "yes"}}}
 		case "onShrink":
 			s.OnShrink = v1beta1.ShrinkPolicy(v)
+		case "max":
+			n, _ := strconv.Atoi(v)
+			s.ServiceAllocation.MaxPerNamespace = int32(n)
 		case "reuse":
 			d, err := time.ParseDuration(v)
 			if err != nil {
@@ -356,6 +377,12 @@ func (w *world) parseService(key types.NamespacedName, opts map[string]string) *
 			}
 		case "local":
 			r.Local = v
+		case "external":
+			r.Held = parseAddrs(v)
+		case "other":
+			r.Other = v == "true"
+		case "terminating":
+			r.Terminating = v == "true"
 		case "problem":
 			r.Problem = v
 		case "label":
@@ -412,12 +439,19 @@ func (w *world) lines() map[string]string {
 // usage is what users see of each pool.
 func (w *world) usage() string {
 	var b strings.Builder
+	usage := w.table.Usage()
 	for _, n := range slices.Sorted(maps.Keys(w.pools)) {
-		u := w.table.Usage(n)
+		u := usage[n]
 		fmt.Fprintf(&b, "%s: IPv4 %d assigned, %d available; IPv6 %d assigned, %d available\n", n,
 			u.Assigned[0], u.Available[0], u.Assigned[1], u.Available[1])
-		if q := w.table.Quarantined(n); len(q) > 0 {
+		if q := u.Quarantined; len(q) > 0 {
 			fmt.Fprintf(&b, "%s: quarantined %v\n", n, q)
+		}
+		if len(u.Kept) > 0 {
+			fmt.Fprintf(&b, "%s: kept %v\n", n, u.Kept)
+		}
+		for _, r := range u.Resting {
+			fmt.Fprintf(&b, "%s: %s rests for %s after %s\n", n, r.Addr, r.Until.Sub(w.now), shortName(r.Last))
 		}
 	}
 	return b.String()
@@ -446,7 +480,7 @@ func (w *world) check() {
 	on := map[netip.Addr][]claim{}
 	for key, o := range w.services {
 		for _, a := range o.status {
-			if !o.stuck && !o.slow && o.managed {
+			if !o.stuck && !o.slow && o.managed && !o.req.Other && !o.req.Terminating {
 				on[a] = append(on[a], claim{key, o})
 			}
 		}
@@ -468,12 +502,17 @@ func (w *world) check() {
 			w.t.Fatalf("%s is stored as %s", key, s.req.Service)
 		}
 		for f, h := range s.have {
-			if a := h.addr; a.IsValid() && t.barred(&s.req, a) {
+			if a := h.addr; a.IsValid() && t.quarantined(a) && s.req.requested(pool.Family(f)) != a && !s.req.Terminating {
 				w.t.Fatalf("%s has %s, which is in quarantine", key, a)
 			}
 			held := []netip.Addr{h.addr}
 			if f == 0 {
 				held = append(held, s.left...)
+				for _, a := range s.req.Held {
+					if a != s.have[0].addr && a != s.have[1].addr && !slices.Contains(held, a) {
+						held = append(held, a)
+					}
+				}
 			}
 			for _, a := range held {
 				if !a.IsValid() {
@@ -499,7 +538,7 @@ func (w *world) check() {
 	}
 	for a := range w.heard {
 		if !t.quarantined(a) {
-			w.t.Fatalf("%s is used by a stranger and not in quarantine", a)
+			w.t.Fatalf("%s is used by a foreign host and not in quarantine", a)
 		}
 	}
 	if n != 0 {
@@ -524,17 +563,24 @@ func (w *world) check() {
 					w.t.Fatalf("%s is in quarantine and free", a)
 				}
 			}
-			assigned, available := int64(0), places.Size(pool.Family(f))
-			for a := range t.tenants {
+			available := places.Size(pool.Family(f))
+			count := map[string]int{}
+			for a, ten := range t.tenants {
 				if t.space(a) == sp {
-					assigned++
 					if places.Contains(a) {
 						w.t.Fatalf("%s is in use and free", a)
 					}
+					namespaces := map[string]bool{}
+					for n := range ten.len() {
+						namespaces[t.services[ten.at(n)].req.Service.Namespace] = true
+					}
+					for ns := range namespaces {
+						count[ns]++
+					}
 				}
 			}
-			if assigned != sp.assigned {
-				w.t.Fatalf("pool %s counts %d assigned %s addresses, has %d", p.Name, sp.assigned, pool.Family(f), assigned)
+			if !maps.Equal(count, sp.count) {
+				w.t.Fatalf("pool %s counts %v %s addresses by namespace, has %v", p.Name, sp.count, pool.Family(f), count)
 			}
 			for _, r := range free {
 				for a := r.First; r.Contains(a) && r.Size() < 1000; a = a.Next() {
@@ -544,12 +590,12 @@ func (w *world) check() {
 				}
 			}
 			available += int64(sp.rest.Len())
-			if got := t.Usage(p.Name).Available[f]; p.Err == nil && got < 1000 && got != available {
+			if got := t.Usage()[p.Name].Available[f]; p.Err == nil && got < 1000 && got != available {
 				w.t.Fatalf("pool %s counts %d available %s addresses, has %d", p.Name, got, pool.Family(f), available)
 			}
-			sp.rest.Ascend(func(r resting) bool {
-				if places.Contains(r.addr) || t.resting[r.addr] != r {
-					w.t.Fatalf("%s rests and is free, or is not known to rest", r.addr)
+			sp.rest.Ascend(func(r Rest) bool {
+				if places.Contains(r.Addr) || t.resting[r.Addr] != r {
+					w.t.Fatalf("%s rests and is free, or is not known to rest", r.Addr)
 				}
 				return true
 			})

@@ -7,6 +7,7 @@
 package pool
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,12 +36,16 @@ type Pool struct {
 	// Err is what is wrong with the object, nil when nothing is. A pool with an Err still holds the addresses that
 	// could be read, so that assigned ones do not lose their pool over a bad edit, but gives out none.
 	Err error
+	// Advice is what is understood, and could be written better.
+	Advice []string
 
 	// Written is spec.addresses.
 	Written Ranges
 	// Addresses is what the pool has: Written without the excluded addresses, and, for a pool in a Set, without those
 	// of older pools and of the cluster itself.
 	Addresses Ranges
+	// Kept are addresses that the pool no longer has and Services do, by its status, sorted.
+	Kept []netip.Addr
 	// Reserved says whom single addresses are held for. All of them are in Written.
 	Reserved map[netip.Addr]types.NamespacedName
 
@@ -48,8 +53,13 @@ type Pool struct {
 	AutoAssign bool
 	// AvoidBuggy keeps IPv4 addresses that end in .0 or .255 from being given out.
 	AvoidBuggy bool
-	// Priority orders pools, the lower first. Pools without a priority have math.MaxInt.
+	// Selective is true for a pool with a serviceAllocation, whatever is in it: it comes before those without, as in
+	// MetalLB.
+	Selective bool
+	// Priority orders pools of the same Selective, the lower first. Pools without a priority have math.MaxInt.
 	Priority int
+	// MaxPerNamespace is how many addresses of each family the Services of one namespace may have; 0: any number.
+	MaxPerNamespace int
 	// OnShrink is what happens to an assigned address that the pool no longer has or no longer admits.
 	OnShrink v1beta1.ShrinkPolicy
 	// ReuseDelay is how long a released address rests, 0 to 24 hours.
@@ -87,6 +97,9 @@ func Parse(obj *v1beta1.IPAddressPool) (*Pool, error) {
 			if err != nil {
 				wrong(fmt.Sprintf("%s[%d]", field, i), "%w", err)
 				continue
+			}
+			if network := hostBits(string(s)); network != "" {
+				p.Advice = append(p.Advice, fmt.Sprintf("spec.%s[%d]: %q is taken as its network: write %s", field, i, s, network))
 			}
 			rs = append(rs, r)
 		}
@@ -142,6 +155,7 @@ func Parse(obj *v1beta1.IPAddressPool) (*Pool, error) {
 		p.CrossNamespace = s.CrossNamespace
 	}
 	if a := spec.ServiceAllocation; a != nil {
+		p.Selective, p.MaxPerNamespace = true, int(a.MaxPerNamespace)
 		if a.Priority < 0 {
 			wrong("serviceAllocation.priority", "%d is less than 0", a.Priority)
 		} else if a.Priority > 0 {
@@ -163,6 +177,12 @@ func Parse(obj *v1beta1.IPAddressPool) (*Pool, error) {
 		p.namespaceSelectors = selectors("namespaceSelectors", a.NamespaceSelectors)
 		p.serviceSelectors = selectors("serviceSelectors", a.ServiceSelectors)
 	}
+	for _, text := range obj.Status.Kept {
+		if a, err := netip.ParseAddr(text); err == nil {
+			p.Kept = append(p.Kept, a)
+		}
+	}
+	slices.SortFunc(p.Kept, netip.Addr.Compare)
 	p.Err = errors.Join(errs...)
 	return p, p.Err
 }
@@ -311,13 +331,13 @@ func NewSetBeside(uses []Use, pools ...*Pool) *Set {
 	slices.SortFunc(s.index, func(a, b entry) int { return a.First.Compare(b.First) })
 	s.preferred = slices.Clone(s.byAge)
 	slices.SortFunc(s.preferred, func(a, b *Pool) int {
-		if a.Priority != b.Priority {
-			if a.Priority < b.Priority {
+		if a.Selective != b.Selective {
+			if a.Selective {
 				return -1
 			}
 			return 1
 		}
-		return strings.Compare(a.Name, b.Name)
+		return cmp.Or(cmp.Compare(a.Priority, b.Priority), strings.Compare(a.Name, b.Name))
 	})
 	return s
 }
@@ -325,7 +345,8 @@ func NewSetBeside(uses []Use, pools ...*Pool) *Set {
 // Pool is the pool of that name, nil when there is none.
 func (s *Set) Pool(name string) *Pool { return s.byName[name] }
 
-// Preferred is all pools in the order in which they are tried: by priority, then by name. It must not be changed.
+// Preferred is all pools in the order in which they are tried: those with a serviceAllocation first, then by priority,
+// then by name. It must not be changed.
 func (s *Set) Preferred() []*Pool { return s.preferred }
 
 // Find is the pool that has a, nil when none has, in O(log n).
@@ -350,6 +371,20 @@ func (s *Set) Writes(a netip.Addr) *Pool {
 	return nil
 }
 
+// Of is the pool that a belongs to, be it free or a Service's: the one that has it, or else excludes it, or else has it in
+// its status as kept; nil when there is none.
+func (s *Set) Of(a netip.Addr) *Pool {
+	if p := cmp.Or(s.Find(a), s.Writes(a)); p != nil {
+		return p
+	}
+	for _, p := range s.byAge {
+		if _, kept := slices.BinarySearchFunc(p.Kept, a, netip.Addr.Compare); kept {
+			return p
+		}
+	}
+	return nil
+}
+
 // Reserved is the addresses that pools hold for a Service, in ascending order. It must not be changed.
 func (s *Set) Reserved(service types.NamespacedName) []netip.Addr { return s.reserved[service] }
 
@@ -360,18 +395,18 @@ func (s *Set) Conflicts(name string) []Conflict { return s.conflicts[name] }
 // when there are none.
 func (s *Set) Uses(name string) []Use { return s.uses[name] }
 
-// WhyNot is why a, which no pool has, is not for Services: what has it, or the oldest pool that excludes it, or that it
-// is in no pool.
-func (s *Set) WhyNot(a netip.Addr) (why string, used bool) {
+// WhyNot is why a, which no pool has, is not for Services: the cluster has it, or a pool, the oldest, excludes it, or it
+// is in no pool. The text is for everybody; what has it in the cluster is for administrators.
+func (s *Set) WhyNot(a netip.Addr) (why string, has *Use) {
 	for _, p := range s.byAge {
-		for _, u := range s.uses[p.Name] {
+		for i, u := range s.uses[p.Name] {
 			if u.Addresses.Contains(a) {
-				return "it belongs to " + u.By, true
+				return "the cluster itself has it", &s.uses[p.Name][i]
 			}
 		}
 	}
 	if p := s.Writes(a); p != nil {
-		return "pool " + p.Name + " excludes it", false
+		return "pool " + p.Name + " excludes it", nil
 	}
-	return "it is in no pool", false
+	return "it is in no pool", nil
 }

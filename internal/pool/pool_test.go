@@ -36,7 +36,7 @@ func TestParseRange(t *testing.T) {
 		{in: "2001:db8::ffff-2001:db8::1:0", want: "2001:db8::ffff-2001:db8::1:0", size: 2},
 		{in: "203.0.113.20-203.0.113.10", err: "starts after its end: write 203.0.113.10-203.0.113.20"},
 		{in: "192.168.1.1-fc00::1", err: "mixes IPv4 and IPv6"},
-		{in: "203.0.113.1/24", err: "write 203.0.113.0/24"},
+		{in: "203.0.113.1/24", want: "203.0.113.0-203.0.113.255", size: 256},
 		{in: "203.0.113.1/33", err: "is not a CIDR"},
 		{in: "::ffff:203.0.113.0/120", err: "is an IPv4-mapped IPv6 prefix"},
 		{in: "::ffff:203.0.113.1", err: "write 203.0.113.1"},
@@ -314,6 +314,54 @@ func TestSet(t *testing.T) {
 	}
 }
 
+// TestPreferred: pools are tried in MetalLB's order.
+func TestPreferred(t *testing.T) {
+	var pools []*Pool
+	for name, a := range map[string]*v1beta1.ServiceAllocation{
+		"a-plain": nil, "b-plain": nil, "x-any": {}, "y-second": {Priority: 2}, "z-first": {Priority: 1}, "w-any": {},
+	} {
+		p, err := Parse(object(name, 1, v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.0/24"}, ServiceAllocation: a}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pools = append(pools, p)
+	}
+	var order []string
+	for _, p := range NewSet(pools...).Preferred() {
+		order = append(order, p.Name)
+	}
+	if got := strings.Join(order, " "); got != "z-first y-second w-any x-any a-plain b-plain" {
+		t.Errorf("order is %s", got)
+	}
+}
+
+// TestHostBits: a CIDR with host bits is its network, with advice.
+func TestHostBits(t *testing.T) {
+	p, err := Parse(object("lan", 1, v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"192.168.10.100/24", "2001:db8::/64"}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(p.Addresses, " ", p.Advice); got != `192.168.10.0-192.168.10.255, 2001:db8::-2001:db8::ffff:ffff:ffff:ffff [spec.addresses[0]: "192.168.10.100/24" is taken as its network: write 192.168.10.0/24]` {
+		t.Error(got)
+	}
+}
+
+// TestOf: an address that a pool excludes, or keeps by its status, is the pool's.
+func TestOf(t *testing.T) {
+	o := object("lan", 1, v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.0/30"}, ExcludeAddresses: []v1beta1.AddressRange{"203.0.113.1"}})
+	o.Status.Kept = []string{"198.51.100.9", "198.51.100.7"}
+	p, err := Parse(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewSet(p)
+	for a, want := range map[string]bool{"203.0.113.0": true, "203.0.113.1": true, "198.51.100.7": true, "198.51.100.9": true, "198.51.100.8": false} {
+		if got := s.Of(netip.MustParseAddr(a)) != nil; got != want {
+			t.Errorf("%s is in the pool: %t, want %t", a, got, want)
+		}
+	}
+}
+
 // TestSetBeside: what the cluster has itself is in no pool, whichever pools name it.
 func TestSetBeside(t *testing.T) {
 	var pools []*Pool
@@ -343,11 +391,15 @@ func TestSetBeside(t *testing.T) {
 		t.Errorf("%v is held", got)
 	}
 	for a, want := range map[string]string{
-		"203.0.113.2": "it belongs to node a true", "203.0.113.7": "it belongs to range c true",
-		"203.0.113.3": "pool old excludes it false", "192.0.2.1": "it is in no pool false",
+		"203.0.113.2": "the cluster itself has it: node a", "203.0.113.7": "the cluster itself has it: range c",
+		"203.0.113.3": "pool old excludes it", "192.0.2.1": "it is in no pool",
 	} {
-		if why, used := s.WhyNot(addr(a)); fmt.Sprint(why, " ", used) != want {
-			t.Errorf("%s: %s %t, want %s", a, why, used, want)
+		why, has := s.WhyNot(addr(a))
+		if has != nil {
+			why += ": " + has.By
+		}
+		if why != want {
+			t.Errorf("%s: %s, want %s", a, why, want)
 		}
 	}
 }

@@ -40,14 +40,22 @@ type Range struct {
 	First, Last netip.Addr
 }
 
-// ParseRange reads a CIDR without host bits, a range "first-last" or a single address. Ranges with an address that
-// cannot be announced are refused; see ParseAddr.
+// ParseRange reads a CIDR, which stands for its network whatever its host bits, a range "first-last" or a single address.
+// Ranges with an address that cannot be announced are refused; see ParseAddr.
 func ParseRange(s string) (Range, error) {
 	r, err := parseRange(s)
 	if err != nil {
 		return Range{}, err
 	}
 	return r, announceable(s, r)
+}
+
+// hostBits is what a CIDR should be written as, empty when it is written so, or is none.
+func hostBits(s string) string {
+	if p, err := netip.ParsePrefix(s); err == nil && p != p.Masked() {
+		return p.Masked().String()
+	}
+	return ""
 }
 
 func parseRange(s string) (Range, error) {
@@ -75,9 +83,6 @@ func parseRange(s string) (Range, error) {
 		}
 		if p.Addr().Is4In6() {
 			return Range{}, fmt.Errorf("%q is an IPv4-mapped IPv6 prefix: write it as IPv4", s)
-		}
-		if p != p.Masked() {
-			return Range{}, fmt.Errorf("%q has bits set outside its mask: write %s", s, p.Masked())
 		}
 		return FromPrefix(p), nil
 	}
