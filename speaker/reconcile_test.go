@@ -75,7 +75,7 @@ func (s guardSink) Set(want guard.Want) { s.sinks.guard = want.Prefixes }
 
 // world is a reconciler on node a with a cluster that a test makes up.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	have      map[string]client.Object
 	r         *reconciler
 	informers *informertest.FakeInformers
@@ -84,7 +84,7 @@ type world struct {
 	*sinks
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	scheme := runtime.NewScheme()
 	_ = clientgoscheme.AddToScheme(scheme)
 	_ = v1beta1.AddToScheme(scheme)

@@ -39,6 +39,7 @@ type Layer2 struct {
 	Candidates []Candidate
 
 	places *places
+	claims []Claim // that it was made with
 }
 
 // Equal says whether two decisions are the same, apart from the candidates.
@@ -85,7 +86,7 @@ func (v *View) Layer2(addr netip.Addr, claims []Claim) Layer2 {
 	if p == nil {
 		return Layer2{Why: why}
 	}
-	d := Layer2{Advertised: true, Keep: p.keep, places: p}
+	d := Layer2{Advertised: true, Keep: p.keep, places: p, claims: claims}
 	first, second := -1, -1
 	a := hashAddr(addr)
 	idle := v.each(addr, claims, func(i int) {
@@ -108,8 +109,8 @@ func (v *View) Layer2(addr netip.Addr, claims []Claim) Layer2 {
 	return d
 }
 
-// Moves says whether a node that has changed, by SetNode, may have changed a decision on an address. It is never wrong
-// when it denies that, and much cheaper than the decision.
+// Moves says whether a node that has changed, by SetNode, may have changed a decision on an address whose claims have not
+// changed. It is never wrong when it denies that, and much cheaper than the decision.
 func (v *View) Moves(node string, addr netip.Addr, d *Layer2) bool {
 	switch {
 	case d.places == nil:
@@ -119,6 +120,11 @@ func (v *View) Moves(node string, addr netip.Addr, d *Layer2) bool {
 	}
 	i, ok := v.index[node]
 	if !ok || !d.places.of[i].serves || d.places.of[i].rank == cannot {
+		return false
+	}
+	if !slices.ContainsFunc(d.claims, func(c Claim) bool {
+		return c.Type == v1beta1.AddressLoadBalancerIP && (!c.local() || c.endpoints(addr)[node] > 0)
+	}) {
 		return false
 	}
 	backup, ok := v.index[d.Backup]

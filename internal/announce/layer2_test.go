@@ -264,7 +264,7 @@ func TestOwnerAnyCluster(t *testing.T) {
 
 // plain leaves out what is remembered beside a decision.
 func plain(d Layer2) Layer2 {
-	d.places = nil
+	d.places, d.claims = nil, nil
 	return d
 }
 

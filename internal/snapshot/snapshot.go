@@ -181,7 +181,7 @@ func (s *Snapshot) Changes() Changes {
 		}
 	}
 	switch {
-	case c.All:
+	case c.All, len(c.Nodes) == 0:
 	case len(c.Nodes) >= many:
 		for addr := range s.owners {
 			s.moved(addr)
