@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"time"
 )
 
 // group runs the parts of the speaker and ends them one by one, in the order that stop is given. The zero value is ready.
@@ -31,6 +33,27 @@ func (g *group) start(name string, run func(context.Context) error) {
 			g.errs <- fmt.Errorf("%s: %w", name, err)
 		}
 	}()
+}
+
+// retry is how long a part that helps rests after it has failed.
+const retry = 5 * time.Second
+
+// help runs a part that the speaker can do without: when it fails it is run again.
+func (g *group) help(log *slog.Logger, name string, run func(context.Context) error) {
+	g.start(name, func(ctx context.Context) error {
+		for {
+			err := run(ctx)
+			if err == nil || ctx.Err() != nil {
+				return nil
+			}
+			log.Error("a part of the speaker has failed; it is started again, and the rest goes on meanwhile", "part", name, "error", err, "after", retry)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(retry):
+			}
+		}
+	})
 }
 
 // failed gives the error of the first part that ended by itself.

@@ -196,71 +196,87 @@ const holddownMax = time.Minute
 
 // newSpeaker makes the parts, inert.
 func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Cache, events events.EventRecorder, log *slog.Logger) *speaker {
-	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(snapshot.Options{IgnoreExcludeLabel: o.ignoreExclude}), bfd: bfd.New(bfd.Config{Log: log}), eventToUpdate: newEventToUpdate()}
-	s.reconciler = newReconciler(o.node, o.namespace, s.snapshot, log)
-	s.reconciler.drainTime = o.drainTime
-	s.reconciler.acd = layer2.Probe{Count: o.acdProbes, Interval: layer2.DefaultProbe().Interval}
-	s.reconciler.holddown = holddown.New[netip.Addr](o.holddown, holddownMax)
-	s.reconciler.events = events
-	s.guard = guard.New(guard.Config{Log: log, OnChange: func() { s.status.poke() }})
-	if s.reconciler.guard = s.guard; !o.guard {
-		s.reconciler.guard = nil
-		s.guard.Set(guard.Want{}) // removes what an earlier process left
-	}
+	s := &speaker{o: o, cache: ca, log: log, snapshot: snapshot.New(snapshot.Options{IgnoreExcludeLabel: o.ignoreExclude}), eventToUpdate: newEventToUpdate()}
+	s.bfd = bfd.New(bfd.Config{Log: log})
+	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.sessionsChanged, OnUpdate: s.updateSent})
+	s.layer2 = layer2.New(layer2.Config{
+		Log: log, Exclude: o.exclude, OnLinks: s.linksChanged, OnChange: s.answersChanged, OnConflict: func(layer2.Conflict) { s.changed() }, Judge: s.judge,
+	})
+	s.guard = guard.New(guard.Config{Log: log, OnChange: s.changed})
 	s.membership = newMembership(membershipConfig{
 		members: members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log: log,
-		onMembers: func(alive map[string]snapshot.Member) {
-			s.snapshot.Lock()
-			s.snapshot.Members(alive)
-			s.snapshot.Unlock()
-			s.reconciler.poke()
-			s.status.poke()
-		},
-		onJoined: s.reconciler.setJoined, onNodeKnown: s.reconciler.again, onReady: func() { s.layer2.Announce() },
+		onMembers: s.membersChanged, onJoined: func() { s.reconciler.setJoined() }, onNodeKnown: func() { s.reconciler.again() }, onReady: s.layer2.Announce,
 	})
+	config := reconcilerConfig{
+		node: o.node, namespace: o.namespace, log: log, snapshot: s.snapshot, layer2: s.layer2, bgp: s.bgp, events: events,
+		changed: s.changed, named: s.membership.setNamed, drainTime: o.drainTime,
+		acd:      layer2.Probe{Count: o.acdProbes, Interval: layer2.DefaultProbe().Interval},
+		holddown: holddown.New[netip.Addr](o.holddown, holddownMax),
+	}
+	if o.guard {
+		config.guard = s.guard
+	} else {
+		s.guard.Set(guard.Want{}) // removes what an earlier process left
+	}
 	s.membership.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
-	s.reconciler.named = s.membership.setNamed
-	s.status = newStatus(c, events, log)
-	s.layer2 = layer2.New(layer2.Config{
-		Log: log, Exclude: o.exclude, OnLinks: s.linksChanged, OnChange: s.status.poke,
-		OnConflict: func(layer2.Conflict) { s.status.poke() }, Judge: s.judge,
+	s.reconciler = newReconciler(config)
+	s.status = newStatus(statusConfig{
+		client: c, events: events, log: log, reconciler: s.reconciler, layer2: s.layer2, bgp: s.bgp, guard: s.guard, members: s.membership.view,
 	})
-	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.sessionsChanged, OnUpdate: func(string) {
-		if took, ok := s.reconciler.sent(); ok {
-			s.eventToUpdate.Observe(took.Seconds())
-		}
-	}})
-	s.reconciler.layer2, s.reconciler.bgp, s.reconciler.changed = s.layer2, s.bgp, s.status.poke
-	s.status.reconciler, s.status.layer2, s.status.bgp, s.status.members = s.reconciler, s.layer2, s.bgp, s.membership.view
-	s.status.guard = s.guard
 	return s
+}
+
+// changed says that the Speaker object may have to be written.
+func (s *speaker) changed() { s.status.poke() }
+
+// membersChanged takes in what the live speakers say of their nodes.
+func (s *speaker) membersChanged(alive map[string]snapshot.Member) {
+	s.snapshot.Lock()
+	s.snapshot.Members(alive)
+	s.snapshot.Unlock()
+	s.reconciler.poke()
+	s.changed()
+}
+
+// updateSent measures how long after its cause an UPDATE was sent.
+func (s *speaker) updateSent(string) {
+	if took, ok := s.reconciler.sent(); ok {
+		s.eventToUpdate.Observe(took.Seconds())
+	}
+}
+
+// answersChanged is called when layer 2 answers for something else than before.
+func (s *speaker) answersChanged() {
+	s.reconciler.answersChanged()
+	s.changed()
 }
 
 // sessionsChanged tells the others whether this node has a way to the routers.
 func (s *speaker) sessionsChanged() {
 	up := slices.ContainsFunc(s.bgp.Status(), func(ses bgp.SessionStatus) bool { return ses.State == bgp.Established })
 	s.membership.edit(func(m *members.Meta) { m.SessionUp = up })
-	s.status.poke()
+	s.changed()
 }
 
 // linksChanged passes on which interfaces the node has.
 func (s *speaker) linksChanged() {
 	s.membership.setLinks(s.layer2.Links())
-	s.status.poke()
+	s.changed()
 }
 
-// judge says what to do about a station that claims an address of this node: a fellow with a better right is yielded to,
-// another fellow is told who the owner is, and anybody else is a conflict.
+// judge says what to do about a station that claims an address of this node: a member that ranks before it is yielded to,
+// another one is told who the owner is, and anybody else is a conflict.
 func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
 	switch node := s.membership.nodeOf(c.MAC); {
 	case node == "":
 		return layer2.Foreign
 	case node == s.o.node:
 		return layer2.Ignore
-	case s.ending.Load() || s.reconciler.hasBetterRight(node, c.Addr):
+	case s.ending.Load():
 		return layer2.Yield
+	default:
+		return s.reconciler.verdict(node, c.Addr)
 	}
-	return layer2.Defend
 }
 
 // NeedLeaderElection says that every node runs a speaker.
@@ -316,7 +332,7 @@ func (s *speaker) Start(ctx context.Context) error {
 	parts.start("layer2", s.layer2.Run)
 	parts.start("bfd", s.bfd.Run)
 	if s.o.proxyHealthURL != "" {
-		parts.start("proxy", func(ctx context.Context) error {
+		parts.help(s.log, "proxy", func(ctx context.Context) error {
 			watchProxy(ctx, askProxy(s.o.proxyHealthURL), s.o.proxyGrace, func(healthy bool) {
 				s.log.Info("Service proxy", "healthy", healthy, "url", s.o.proxyHealthURL)
 				s.membership.edit(func(m *members.Meta) { m.ProxyHealthy = healthy })
@@ -327,13 +343,13 @@ func (s *speaker) Start(ctx context.Context) error {
 	if toolscache.WaitForCacheSync(ctx.Done(), synced...) {
 		s.synced.Store(true)
 		s.log.Info("the cluster is known")
-		parts.start("guard", s.guard.Run)
-		parts.start("outside", func(ctx context.Context) error { return guard.Outside(ctx, s.o.exclude, s.reconciler.setOutside) })
+		parts.help(s.log, "guard", s.guard.Run)
+		parts.help(s.log, "outside", func(ctx context.Context) error { return guard.Outside(ctx, s.o.exclude, s.reconciler.setOutside) })
 		parts.start("bgp", s.bgp.Run)
 		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
 		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
 		parts.start("members", s.membership.run)
-		s.status.poke()
+		s.changed()
 		select {
 		case <-ctx.Done():
 		case err = <-parts.failed():

@@ -9,19 +9,31 @@ import (
 	"github.com/clarionlb/clarion/speaker/layer2"
 )
 
-// duty is this node's part in answering for an address on the local network: it owns it, or it is the backup.
+// duty is this node's part in answering for an address on the local network: it owns it, it is the backup, or it answers
+// until somebody else does.
 type duty struct {
 	layer2.Address
+	rights
 	services []string
-	better   []string // the nodes with a better right, sorted
+}
+
+// rights are what becomes of an address when another member claims it, too.
+type rights struct {
+	better []string // the nodes that rank before this one, sorted: they are yielded to
+	keep   []string // those behind it that may keep what they have (failback Never), sorted
 }
 
 func (p duty) equal(q duty) bool {
-	return p.Rank == q.Rank && p.Seek == q.Seek && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) && slices.Equal(p.better, q.better)
+	return p.Rank == q.Rank && p.Seek == q.Seek && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) &&
+		slices.Equal(p.better, q.better) && slices.Equal(p.keep, q.keep)
 }
 
-// confirm is how a node that is to take over from one that it takes for dead makes sure on the wire that it is.
+// confirm is how a node that is to take over finds out on the wire whether somebody still answers.
 var confirm = layer2.Probe{Count: 3, Interval: 30 * time.Millisecond}
+
+// leaving is the rank for an address that this node answers for though two others come before it: until one of them is
+// heard to answer, so that a move leaves no gap, or for as long as it can serve it, if the address does not fail back.
+const leaving = 2
 
 // decideLayer2 says whether this node's part in answering for an address on the local network has changed.
 func (r *reconciler) decideLayer2(addr netip.Addr) bool {
@@ -29,52 +41,88 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	d := s.Owner(addr)
 	old, had := r.duties[addr]
 	owned := had && old.Rank == 0
-	if d.Owner != r.node && d.Backup != r.node {
-		if d.Owner != "" && s.Claimed(addr) {
-			r.known[addr] = true
-		}
+	rank := leaving
+	switch r.node {
+	case d.Owner:
+		rank = 0
+	case d.Backup:
+		rank = 1
+	}
+	if d.Owner != "" && s.Claimed(addr) {
+		defer func() { r.known[addr] = true }()
+	}
+	claims := s.ClaimsOn(addr)
+	if rank == leaving && !(had && s.View().Can(addr, claims, r.node) && r.answers(addr)) {
 		if !had {
 			return false
 		}
 		delete(r.duties, addr)
-		r.better.Delete(addr)
+		delete(r.leavers, addr)
+		r.rights.Delete(addr)
 		if owned {
 			r.logGivenUp(addr, d.Owner)
 		}
 		return true
 	}
-	claims := s.ClaimsOn(addr)
-	p := duty{Address: layer2.Address{Addr: addr, Interfaces: s.View().Interfaces(addr, claims, r.node)}, better: s.View().Better(addr, claims, r.node)}
+	p := duty{Address: layer2.Address{Addr: addr, Rank: rank, Interfaces: s.View().Interfaces(addr, claims, r.node)}}
+	p.better = s.View().Better(addr, claims, r.node)
+	if d.Keep {
+		p.keep = s.View().Fit(addr, claims)
+	}
 	for _, c := range claims {
 		if c.Type == v1beta1.AddressLoadBalancerIP {
 			p.services = append(p.services, c.Service.Key())
 		}
 	}
-	if d.Owner != r.node {
-		p.Rank = 1
-	} else {
+	if rank == 0 {
 		dead := r.anyDead(p.better)
 		switch {
 		case owned:
 			p.Probe, p.Used = old.Probe, old.Used // goes on as it was begun
 		case !r.known[addr]:
 			p.Probe = r.acd
-		case dead:
+		case dead || d.Keep:
 			// That a better node is dead is hearsay. While it is heard to answer, layer2 leaves it the address.
 			p.Probe, p.Used = confirm, true
 		}
 		p.Seek = dead // it may be cut off rather than dead
 	}
-	r.known[addr] = true
+	if delete(r.leavers, addr); rank == leaving {
+		r.leavers[addr] = true
+	}
 	r.duties[addr] = p
-	r.better.Store(addr, p.better)
+	r.rights.Store(addr, p.rights)
 	switch {
-	case owned && p.Rank > 0:
+	case owned && rank > 0:
 		r.logGivenUp(addr, d.Owner)
-	case !owned && p.Rank == 0:
+	case !owned && rank == 0:
 		r.log.Info("takes address", "address", addr, "interfaces", p.Interfaces)
 	}
 	return !had || !p.equal(old)
+}
+
+// answers says whether layer 2 answers for an address.
+func (r *reconciler) answers(addr netip.Addr) bool {
+	if r.answered == nil {
+		r.answered = map[netip.Addr]bool{}
+		for _, a := range r.layer2.Status().Addresses {
+			r.answered[a.Addr] = a.State == layer2.Answering
+		}
+	}
+	return r.answered[addr]
+}
+
+// answersChanged has what is answered until somebody else does looked at again.
+func (r *reconciler) answersChanged() {
+	r.snapshot.Lock()
+	some := len(r.leavers) > 0
+	for addr := range r.leavers {
+		r.snapshot.Mark(addr)
+	}
+	r.snapshot.Unlock()
+	if some {
+		r.poke()
+	}
 }
 
 func (r *reconciler) logGivenUp(addr netip.Addr, owner string) {
@@ -105,10 +153,15 @@ func (r *reconciler) note(addrs []netip.Addr, first bool) {
 	}
 }
 
-// hasBetterRight says whether a node has a better right than this one to an address that this one owns. It takes no lock.
-func (r *reconciler) hasBetterRight(node string, addr netip.Addr) bool {
-	nodes, _ := r.better.Load(addr)
-	better, _ := nodes.([]string)
-	_, found := slices.BinarySearch(better, node)
-	return found
+// verdict is what to do about another member that claims an address of this node. It takes no lock.
+func (r *reconciler) verdict(node string, addr netip.Addr) layer2.Verdict {
+	x, _ := r.rights.Load(addr)
+	rights, _ := x.(rights)
+	if _, better := slices.BinarySearch(rights.better, node); better {
+		return layer2.Yield
+	}
+	if _, keep := slices.BinarySearch(rights.keep, node); keep {
+		return layer2.Leave
+	}
+	return layer2.Defend
 }

@@ -23,32 +23,21 @@ import (
 )
 
 // reconciler turns what is known into decisions and hands them to the sinks. Events change the snapshot and wake the loop;
-// it decides the dirty addresses anew and gives layer 2 and BGP the whole truth whenever it has changed.
+// it decides anew what they concern, and tells layer 2, BGP and the guard what has changed.
 type reconciler struct {
-	node      string
-	namespace string
-	log       *slog.Logger
-	layer2    interface {
-		Set([]layer2.Address)
-	}
-	bgp       interface{ Set([]bgp.Session) }
-	guard     interface{ Set(guard.Want) } // nil: nothing is guarded
-	events    events.EventRecorder
-	changed   func()                    // called after every step that changed something that the status shows
-	named     func(interfaces []string) // called with the interfaces that L2Advertisements name, whenever they may have changed
-	drainTime time.Duration
-	acd       layer2.Probe // of an address that nobody has announced before (RFC 5227)
-	wake      chan struct{}
+	reconcilerConfig
+	wake chan struct{}
 
-	snapshot *snapshot.Snapshot // its lock guards the following too
-	joined   bool               // the other speakers are known: layer 2 may announce
-	outside  []string           // the node's interfaces that packets from outside come in by, nil when not known yet
+	// The snapshot's lock guards the following.
+	joined   bool     // the other speakers are known: layer 2 may announce
+	outside  []string // the node's interfaces that packets from outside come in by, nil when not known yet
 	secrets  map[string]map[string][]byte
 	duties   map[netip.Addr]duty // what this node does on the local network
+	leavers  map[netip.Addr]bool // those of them that it answers for until somebody else does
+	answered map[netip.Addr]bool // in a step: what layer 2 answers for; nil: not asked yet
 	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
 	exports  map[netip.Addr][]announce.Export
 	weights  map[netip.Addr]weight
-	holddown *holddown.Table[netip.Addr]
 	ranges   [][]announce.Export
 	drawn    []netip.Prefix           // ServiceCIDRs that are announced
 	draining time.Time                // since when this node is being drained; zero: it is not
@@ -58,14 +47,34 @@ type reconciler struct {
 
 	woken  atomic.Int64 // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
 	caused atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
-	better sync.Map     // of each of duties, the nodes with a better right ([]string)
+	rights sync.Map     // of each of duties
 }
 
-func newReconciler(node, namespace string, snap *snapshot.Snapshot, log *slog.Logger) *reconciler {
+// reconcilerConfig is what a reconciler is made with.
+type reconcilerConfig struct {
+	node, namespace string
+	log             *slog.Logger
+	snapshot        *snapshot.Snapshot
+	layer2          interface {
+		Set([]layer2.Address)
+		Change(want []layer2.Address, gone ...netip.Addr)
+		Status() layer2.Status
+	}
+	bgp       interface{ Set([]bgp.Session) }
+	guard     interface{ Set(guard.Want) } // nil: nothing is guarded
+	events    events.EventRecorder
+	changed   func()                    // called after every step that changed something that the status shows
+	named     func(interfaces []string) // called with the interfaces that L2Advertisements name, whenever they may have changed
+	drainTime time.Duration
+	acd       layer2.Probe // of an address that nobody has announced before (RFC 5227)
+	holddown  *holddown.Table[netip.Addr]
+}
+
+func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
-		node: node, namespace: namespace, log: log, wake: make(chan struct{}, 1), snapshot: snap,
-		secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
-		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, holddown: holddown.New[netip.Addr](0, 0), keys: map[string]string{},
+		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{},
+		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
+		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]string{},
 	}
 }
 
@@ -85,6 +94,9 @@ func (r *reconciler) sent() (took time.Duration, ok bool) {
 	return time.Since(time.Unix(0, at)), at != 0
 }
 
+// pause is how long events are collected before they are decided on. The first after a quiet time is decided on at once.
+const pause = 5 * time.Millisecond
+
 // run decides until ctx ends. It must not begin before the snapshot is complete: unknown is not empty.
 func (r *reconciler) run(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
@@ -92,10 +104,15 @@ func (r *reconciler) run(ctx context.Context) {
 	for {
 		now := time.Now()
 		r.step(now)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
 		if next := r.next(); next.IsZero() {
 			timer.Reset(time.Hour)
 		} else {
-			timer.Reset(next.Sub(now))
+			timer.Reset(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
@@ -211,33 +228,53 @@ func (r *reconciler) step(now time.Time) {
 			routes = s.All()
 		}
 	}
-	l2Changed, bgpChanged := changes.All, me
+	r.answered = nil
+	bgpChanged, drawn := me, me // drawn: what packets are drawn for
 	for _, addr := range routes {
+		was := len(r.exports[addr]) > 0
 		bgpChanged = r.decideBGP(addr, s.ClaimsOn(addr), now) || bgpChanged
+		drawn = drawn || was != (len(r.exports[addr]) > 0)
 	}
 	if bgpChanged { // before layer 2 is decided, which takes a while where there are many addresses
 		r.caused.Store(event)
 		r.bgp.Set(r.sessions())
 	}
-	for _, addr := range changes.Addrs {
-		l2Changed = r.decideLayer2(addr) || l2Changed
-	}
-	if len(changes.Nodes) > 0 { // who has a better right, and who of these is alive, may have changed
-		for addr := range r.duties {
-			l2Changed = r.decideLayer2(addr) || l2Changed
+	var l2 []layer2.Address
+	var gone []netip.Addr
+	decide := func(addr netip.Addr) {
+		_, was := r.duties[addr]
+		if !r.decideLayer2(addr) {
+			return
+		}
+		if d, is := r.duties[addr]; is {
+			l2, drawn = append(l2, d.Address), drawn || !was
+		} else {
+			gone, drawn = append(gone, addr), true
 		}
 	}
-	if (l2Changed || bgpChanged) && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays
+	for _, addr := range changes.Addrs {
+		decide(addr)
+	}
+	if len(changes.Nodes) > 0 { // who ranks before this one, and who of these is alive, may have changed
+		for _, addr := range slices.Collect(maps.Keys(r.duties)) {
+			decide(addr)
+		}
+	}
+	if drawn && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays
 		r.guard.Set(r.guarded())
 	}
-	if l2Changed && r.joined {
-		want := make([]layer2.Address, 0, len(r.duties))
-		for _, p := range r.duties {
-			want = append(want, p.Address)
+	switch {
+	case !r.joined:
+	case changes.All:
+		l2 = l2[:0]
+		for _, d := range r.duties {
+			l2 = append(l2, d.Address)
 		}
-		r.layer2.Set(want)
+		r.layer2.Set(l2)
+	case len(l2)+len(gone) > 0:
+		r.layer2.Change(l2, gone...)
 	}
-	if l2Changed || bgpChanged {
+	if changes.All || bgpChanged || len(l2)+len(gone) > 0 {
 		r.changed()
 	}
 }

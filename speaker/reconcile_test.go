@@ -33,16 +33,36 @@ type sinks struct {
 	layer2, bgp string
 	guard       []netip.Prefix
 	layer2Calls int
+	wanted      map[netip.Addr]layer2.Address
+	answered    map[netip.Addr]bool // besides what is wanted with rank 0
 }
 
 type layer2Sink struct{ *sinks }
 
+func (s layer2Sink) Status() (out layer2.Status) {
+	for addr := range s.answered {
+		out.Addresses = append(out.Addresses, layer2.AddressStatus{Addr: addr, State: layer2.Answering})
+	}
+	return out
+}
+
 func (s layer2Sink) Set(want []layer2.Address) {
-	var out []string
+	s.wanted = map[netip.Addr]layer2.Address{}
+	s.Change(want)
+}
+
+func (s layer2Sink) Change(want []layer2.Address, gone ...netip.Addr) {
+	for _, addr := range gone {
+		delete(s.wanted, addr)
+	}
 	for _, a := range want {
+		s.wanted[a.Addr] = a
+	}
+	var out []string
+	for _, a := range s.wanted {
 		text := strings.TrimSpace(a.Addr.String() + " " + strings.Join(a.Interfaces, ","))
 		if a.Rank > 0 {
-			text += " standby"
+			text += []string{"", " standby", " leaving"}[a.Rank]
 		}
 		if a.Probe.Count > 0 {
 			text += fmt.Sprintf(" probes %v", a.Probe)
@@ -90,12 +110,12 @@ func newWorld(t testing.TB) *world {
 	_ = v1beta1.AddToScheme(scheme)
 	w := &world{t: t, have: map[string]client.Object{}, informers: &informertest.FakeInformers{Scheme: scheme}, sinks: &sinks{layer2: "never told", bgp: "never told"}}
 	snap := snapshot.New(snapshot.Options{})
-	w.r = newReconciler("a", "clarion-system", snap, slog.New(slog.DiscardHandler))
-	w.r.layer2, w.r.bgp, w.r.guard, w.r.changed = layer2Sink{w.sinks}, bgpSink{w.sinks}, guardSink{w.sinks}, func() {}
-	w.r.named = func([]string) {}
-	w.r.setOutside([]string{"eth0"})
 	w.events = events.NewFakeRecorder(10)
-	w.r.events = w.events
+	w.r = newReconciler(reconcilerConfig{
+		node: "a", namespace: "clarion-system", log: slog.New(slog.DiscardHandler), snapshot: snap, layer2: layer2Sink{w.sinks}, bgp: bgpSink{w.sinks},
+		guard: guardSink{w.sinks}, events: w.events, changed: func() {}, named: func([]string) {}, holddown: holddown.New[netip.Addr](0, 0),
+	})
+	w.r.setOutside([]string{"eth0"})
 	if _, err := snap.Watch(t.Context(), w.informers, slog.New(slog.DiscardHandler), w.r.poke); err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +348,7 @@ func TestRights(t *testing.T) {
 		if d, ok := w.r.duties[addr]; !ok || d.Rank > 0 {
 			t.Fatalf("the only live node does not own %s", addr)
 		}
-		heard := w.r.hasBetterRight("b", addr) || w.r.hasBetterRight("c", addr)
+		heard := w.r.verdict("b", addr) == layer2.Yield || w.r.verdict("c", addr) == layer2.Yield
 		if heard == mine {
 			t.Errorf("%s: owner when all are alive: %v; somebody else has the better right: %v", addr, mine, heard)
 		}
@@ -470,4 +490,69 @@ func TestTakeover(t *testing.T) {
 		}
 	}
 	t.Fatal("a owns every address")
+}
+
+// What this node answers for when two others come before it is answered until one of them is heard to do so; then it is
+// no longer this node's. With failback Never it is this node's for as long as it can serve it, and it leaves to others,
+// too, what they have.
+func TestLeaving(t *testing.T) {
+	for _, failback := range []v1beta1.Failback{v1beta1.FailbackAlways, v1beta1.FailbackNever} {
+		t.Run(string(failback), func(t *testing.T) {
+			w := newWorld(t)
+			w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: v1beta1.L2AdvertisementSpec{Failback: failback}},
+				node("a"), node("b"), node("c"))
+			w.r.setJoined()
+			w.alive("a", "b", "c")
+			last, first := netip.Addr{}, netip.Addr{} // a is the last for one and the first for the other
+			for i := 1; !last.IsValid() || !first.IsValid(); i++ {
+				addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
+				w.set(svc("web", addr.String()), endpoints("web", "a"))
+				switch d, ok := w.r.duties[addr]; {
+				case !ok:
+					last = addr
+				case d.Rank == 0:
+					first = addr
+				}
+			}
+			w.set(svc("web", last.String()))
+			w.want("the others own it", "", "")
+			w.alive("a")
+			w.want("the others are gone", last.String()+" probes {3 30ms}", "")
+			w.answered = map[netip.Addr]bool{last: true}
+			w.alive("a", "b", "c")
+			w.want("the others are back", last.String()+" leaving", "")
+			if v := w.r.verdict("b", last); v != layer2.Yield {
+				t.Errorf("another one that answers gets %v, want to be yielded to", v)
+			}
+			w.set(endpoints("web"))
+			w.want("no endpoint", "", "")
+			w.set(endpoints("web", "a"))
+			w.want("and again", "", "")
+			w.alive("a")
+			w.alive("a", "b", "c")
+			w.answered = nil
+			w.r.answersChanged()
+			w.step()
+			w.want("one of the others is heard", "", "")
+
+			w.set(svc("web", first.String()))
+			probe, behind := "", layer2.Defend
+			if failback == v1beta1.FailbackNever {
+				probe, behind = " probes {3 30ms}", layer2.Leave
+			}
+			w.alive("b", "c")
+			w.alive("a", "b", "c")
+			w.want("this one is back", first.String()+probe, "")
+			if v := w.r.verdict("b", first); v != behind {
+				t.Errorf("another one that answers gets %v, want %v", v, behind)
+			}
+			w.r.snapshot.Lock()
+			w.r.snapshot.Members(map[string]snapshot.Member{"a": {}, "b": {Gate: "the node's Service proxy is unhealthy"}, "c": {}})
+			w.r.snapshot.Unlock()
+			w.step()
+			if v := w.r.verdict("b", first); v != layer2.Defend {
+				t.Errorf("another one that answers and should not gets %v, want to be told", v)
+			}
+		})
+	}
 }

@@ -70,8 +70,9 @@ func cpu() time.Duration {
 // nowhere is where what is to be announced goes.
 type nowhere struct{}
 
-func (nowhere) Status() layer2.Status { return layer2.Status{} }
-func (nowhere) Set([]layer2.Address)  {}
+func (nowhere) Status() layer2.Status                  { return layer2.Status{} }
+func (nowhere) Set([]layer2.Address)                   {}
+func (nowhere) Change([]layer2.Address, ...netip.Addr) {}
 
 type noSessions struct{}
 

@@ -43,16 +43,9 @@ const (
 
 // status writes this node's Speaker object: what the parts of the speaker hold, only when it has changed.
 type status struct {
-	client     client.Client
-	version    string
-	log        *slog.Logger
-	reconciler *reconciler
-	layer2     *layer2.Responder
-	bgp        *bgp.Speaker
-	members    func() members.View
-	guard      *guard.Guard
-	events     events.EventRecorder
-	wake       chan struct{}
+	statusConfig
+	version string
+	wake    chan struct{}
 
 	deleted  atomic.Bool                  // somebody has deleted the object
 	written  *v1beta1.Speaker             // as last written or read
@@ -60,8 +53,20 @@ type status struct {
 	sessions map[string]bgp.SessionStatus // as last looked at
 }
 
-func newStatus(c client.Client, events events.EventRecorder, log *slog.Logger) *status {
-	return &status{client: c, version: version(), events: events, log: log, wake: make(chan struct{}, 1)}
+// statusConfig is what a status is made with.
+type statusConfig struct {
+	client     client.Client
+	events     events.EventRecorder
+	log        *slog.Logger
+	reconciler *reconciler
+	layer2     *layer2.Responder
+	bgp        *bgp.Speaker
+	guard      *guard.Guard
+	members    func() members.View
+}
+
+func newStatus(c statusConfig) *status {
+	return &status{statusConfig: c, version: version(), wake: make(chan struct{}, 1)}
 }
 
 // poke says that something may have changed.

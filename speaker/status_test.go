@@ -24,8 +24,7 @@ func statusWorld(t *testing.T) (*world, *status, client.Client) {
 	w := newWorld(t)
 	w.set(node("a", "192.0.2.11"))
 	c := fake.NewClientBuilder().WithScheme(w.informers.Scheme).WithStatusSubresource(&v1beta1.Speaker{}).Build()
-	s := newStatus(c, nil, slog.New(slog.DiscardHandler))
-	s.reconciler = w.r
+	s := newStatus(statusConfig{client: c, log: slog.New(slog.DiscardHandler), reconciler: w.r})
 	return w, s, c
 }
 

@@ -188,6 +188,29 @@ func (v *View) Better(addr netip.Addr, claims []Claim, node string) []string {
 	return slices.Compact(out)
 }
 
+// Fit are the nodes that can announce an address now, without a gate, sorted.
+func (v *View) Fit(addr netip.Addr, claims []Claim) []string { return v.upTo(able, addr, claims) }
+
+// Can says whether a node can announce an address now, be it with a gate.
+func (v *View) Can(addr netip.Addr, claims []Claim, node string) bool {
+	return slices.Contains(v.upTo(gated, addr, claims), node)
+}
+
+// upTo are the nodes that can serve an address and have at most a rank, sorted.
+func (v *View) upTo(rank int8, addr netip.Addr, claims []Claim) (out []string) {
+	v.prepare()
+	p, _ := v.placesOf(addr, claims)
+	if p == nil || v.each(addr, claims, func(i int) {
+		if p.of[i].serves && p.of[i].rank <= rank {
+			out = append(out, v.nodes[i].Name)
+		}
+	}) {
+		return nil
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // Interfaces are the names and patterns of those that a node announces an address on; empty: all of them.
 func (v *View) Interfaces(addr netip.Addr, claims []Claim, node string) []string {
 	v.prepare()
