@@ -56,10 +56,21 @@ spec:
   ipAddressPools: [many]
   interfaces: [eth0]
   preferredNodeSelectors: [{weight: 100, preference: {matchLabels: {bench: node3}}}]
+---
+apiVersion: clarionlb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: spread}
+spec: {addresses: [198.19.0.0/20], autoAssign: false}
+---
+apiVersion: clarionlb.io/v1beta1
+kind: L2Advertisement
+metadata: {name: spread}
+spec: {ipAddressPools: [spread], interfaces: [eth0]}
 `
 
 var layer2Stages = []stage{
 	{setup{name: "bench3", nodes: 3, routers: 1, config: layer2Config, ready: makeAway}, []row{
+		{"idle", idle},
 		{"cut3", cut("max 500 ms, p50 300", 300, 500)},
 		{"kill", killed},
 		{"sigterm", terminated},
@@ -690,20 +701,15 @@ func storm(ctx context.Context, b *bench) error {
 	return b.each(ctx, min(5, b.trials), func(i int) error { return b.stormed(ctx, f, places[i%len(places)].owner) })
 }
 
-// thousand makes a thousand Services whose addresses node3 has, and measures what only many show.
-func thousand(ctx context.Context, b *bench) error {
-	const many, node = 1000, "node3"
-	names := make([]string, many)
+// many makes Services that no pod needs a node port for, whose addresses are of one pool.
+func (b *bench) many(ctx context.Context, names []string, from string) (addrs []netip.Addr, err error) {
 	var mu sync.Mutex
-	var addrs []netip.Addr
 	var g errgroup.Group
 	g.SetLimit(8)
-	defer func() { _ = b.remove(context.WithoutCancel(ctx), names...) }()
-	for i := range names {
-		names[i] = fmt.Sprintf("many-%d", i)
+	for _, name := range names {
 		g.Go(func() error {
-			addr, err := b.service(ctx, names[i], b.pods["node1"].Spec.Labels, func(svc *corev1.Service) {
-				pool("many")(svc)
+			addr, err := b.service(ctx, name, b.pods["node1"].Spec.Labels, func(svc *corev1.Service) {
+				pool(from)(svc)
 				// Node ports for so many would only slow down the cluster.
 				svc.Spec.AllocateLoadBalancerNodePorts = new(bool)
 			})
@@ -713,7 +719,62 @@ func thousand(ctx context.Context, b *bench) error {
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
+	return addrs, g.Wait()
+}
+
+// idle measures what the speakers take while nothing happens, with addresses that all of them have a share of.
+func idle(ctx context.Context, b *bench) error {
+	var names []string
+	defer func() { _ = b.remove(context.WithoutCancel(ctx), names...) }()
+	for _, n := range []int{40, 800} {
+		var more []string
+		for i := len(names); i < n; i++ {
+			more = append(more, fmt.Sprintf("spread-%d", i))
+		}
+		names = append(names, more...)
+		if _, err := b.many(ctx, more, "spread"); err != nil {
+			return err
+		}
+		pause(ctx, 15*time.Second) // the announcements of the first moments, and the status of the Services
+		f := b.figure(figure{name: fmt.Sprintf("idle, %d addresses: a speaker", n), want: "max 1.5 % of a core", unit: "%", max: 1.5})
+		err := b.each(ctx, min(3, b.trials), func(int) error {
+			const span = 10 * time.Second
+			before := map[string]time.Duration{}
+			for node, p := range b.clarion.Speakers {
+				t, err := cpu(p.PID())
+				if err != nil {
+					return err
+				}
+				before[node] = t
+			}
+			start := time.Now()
+			pause(ctx, span)
+			for node, p := range b.clarion.Speakers {
+				t, err := cpu(p.PID())
+				if err != nil {
+					return err
+				}
+				f.add(100 * float64(t-before[node]) / float64(time.Since(start)))
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// thousand makes a thousand Services whose addresses node3 has, and measures what only many show.
+func thousand(ctx context.Context, b *bench) error {
+	const many, node = 1000, "node3"
+	names := make([]string, many)
+	for i := range names {
+		names[i] = fmt.Sprintf("many-%d", i)
+	}
+	defer func() { _ = b.remove(context.WithoutCancel(ctx), names...) }()
+	addrs, err := b.many(ctx, names, "many")
+	if err != nil {
 		return err
 	}
 	if err := b.allOwned(ctx, addrs, node); err != nil {

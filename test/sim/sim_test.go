@@ -16,6 +16,35 @@ const (
 	quietLossy = 500
 )
 
+// Views that differ for ever, each in its own way: nobody knows what others do not answer, and the network has to tell. What
+// two parts of a network do not know of each other they hear when the next announcement is due, a minute later.
+func TestDisagreement(t *testing.T) {
+	for seed := range uint64(4) {
+		const nodes = 5
+		w := newWorld(t, rand.New(rand.NewPCG(seed, 3)), nodes, 12)
+		w.quiet, w.stubborn = refresh*11/10+patience*nodes, true
+		for i, s := range w.speakers {
+			for range w.rand.IntN(4) {
+				s.blind |= 1 << w.rand.IntN(nodes)
+				s.wrong |= 1 << w.rand.IntN(nodes)
+			}
+			s.blind &^= 1 << i
+		}
+		for range 80 {
+			w.event()
+			for range w.rand.IntN([]int{30, 3 * w.quiet}[w.rand.IntN(2)]) {
+				w.tick()
+			}
+		}
+		for w.now < w.changed+w.quiet+1 {
+			w.tick()
+		}
+		if w.judged < 10 {
+			t.Errorf("the network was judged %d times: the test tests nothing", w.judged)
+		}
+	}
+}
+
 func TestFailures(t *testing.T) {
 	for _, tt := range []struct {
 		what           string

@@ -24,6 +24,7 @@ type world struct {
 	part     []int    // of the group that each node is in, of those on its segment
 	deaf     [][]bool // i does not hear j in the group, though j may hear i
 	gated    []bool   // nodes whose Service proxy is unhealthy
+	stubborn bool     // each speaker is wrong about others, for ever
 	facts    *facts
 	made     int // Services so far
 	frames   []frame
@@ -68,18 +69,30 @@ type speaker struct {
 	factsDue int
 	due      []int // when it notices that a fellow has died, come, or changed
 	plan     *plan
+	blind    uint32 // nodes that it takes for dead, for ever
+	wrong    uint32 // nodes whose gates it has the wrong way round, for ever
 	held     map[netip.Addr]*holding
 	addrs    []netip.Addr // of them
 }
 
-// holding is an address that a speaker owns, as far as it knows.
+// holding is an address that a speaker owns or stands by for.
 type holding struct {
+	rank          int   // 0: it is to own it; n: the nth to take it
+	ceding        bool  // it answers, but clients only, until another one does
 	announcements []int // when to make them
-	rival         int   // the fellow that it has yielded to, -1: it answers
+	rival         int   // the member that it watches, or one of these
 	poll, misses  int
-	sought        int // since when everybody is asked who else has it, 0: nobody is
-	seek          int // when to ask next
+	yields        bool // to one that ranks before it
+	takeAt        int  // when nobody: when it takes it
+	since, last   int  // of claims by members that do not yield
+	sought        int  // since when everybody is asked who else has it, 0: nobody is
+	seek          int  // when to ask next
 }
+
+const (
+	self   = -1 // it answers
+	nobody = -2 // it knows of nobody who answers
+)
 
 // schedule of the announcements after an address is taken. Later ones come every refresh: too rarely to find out by them
 // that two parts of a network that have two owners have grown together without the speakers hearing of each other in
@@ -91,7 +104,12 @@ const (
 	seekLeast    = 20
 	seekMost     = 1000
 	pollInterval = 5
-	pollMisses   = 2
+	pollMisses   = 3
+
+	patience = 300 // that nobody is heard to answer, times the rank
+	turnOf   = 100 // between two backups after the one that answered fell silent
+	contest  = 150 // of two that do not agree; then the lower number decides
+	forgets  = 500 // when the next contest is another one
 )
 
 // settled is who owned what when all was well known.
@@ -154,7 +172,7 @@ func (w *world) change(edit func(*facts)) {
 func (w *world) start(i int) {
 	s := w.speakers[i]
 	if !s.running {
-		*s = speaker{running: true, due: s.due, held: map[netip.Addr]*holding{}, joinAt: w.now + 60, knows: knowledge{facts: w.facts, alive: 1 << i}}
+		*s = speaker{running: true, due: s.due, blind: s.blind, wrong: s.wrong, held: map[netip.Addr]*holding{}, joinAt: w.now + 60, knows: knowledge{facts: w.facts, alive: 1 << i}}
 		w.changed = w.now
 	}
 }
@@ -308,27 +326,57 @@ func (w *world) learn(i int, s *speaker) {
 	}
 }
 
-// set gives a speaker's layer 2 the addresses that it now owns.
+// view is what a speaker believes.
+func (s *speaker) view() knowledge {
+	return knowledge{s.knows.facts, s.knows.alive &^ s.blind, s.knows.gates ^ s.wrong}
+}
+
+// set gives a speaker's layer 2 the addresses that it now owns or stands by for.
 func (w *world) set(i int, s *speaker) {
-	s.plan = w.planFor(s.knows)
+	s.plan = w.planFor(s.view())
 	want := map[netip.Addr]*holding{}
-	s.addrs = s.plan.ownedBy(name(i))
-	for _, addr := range s.addrs {
+	s.addrs = nil
+	for _, addr := range s.knows.facts.addrs {
+		rank := slices.Index(s.plan.ranked(addr), name(i))
+		if rank < 0 || want[addr] != nil {
+			continue
+		}
+		s.addrs = append(s.addrs, addr)
 		h := s.held[addr]
-		if h == nil || h.rival >= 0 && !slices.Contains(s.plan.better(addr, name(i)), name(h.rival)) {
+		better := s.plan.better(addr, name(i))
+		dead := rank == 0 && w.dead(s, better)
+		switch {
+		case h == nil && rank == 0:
 			h = &holding{}
 			w.take(h)
+		case h == nil:
+			h = &holding{rank: rank}
+			w.await(h, patience*rank)
+			w.ask(i, addr, h)
+		case rank > 0 && h.rank == 0 && h.rival == self:
+			h.ceding = true
+		case rank == 0 && h.rank > 0 && h.rival != self && !(h.rival >= 0 && dead),
+			rank == 0 && h.rival >= 0 && h.yields && !slices.Contains(better, name(h.rival)):
+			w.take(h)
 		}
+		h.rank = rank
+		h.ceding = h.ceding && rank > 0
 		switch {
-		case !w.dead(s, s.plan.better(addr, name(i))):
+		case !dead:
 			h.sought = 0
 		case h.sought == 0:
 			h.sought, h.seek = w.now, w.now+seekLeast
 		}
 		want[addr] = h
 	}
+	slices.SortFunc(s.addrs, netip.Addr.Compare)
 	s.held = want
 	w.moment = true
+}
+
+// await has a speaker take an address after a time if nobody is heard to answer.
+func (w *world) await(h *holding, wait int) {
+	h.rival, h.takeAt = nobody, w.now+wait+15+w.rand.IntN(5)
 }
 
 // repeat has a speaker that learns of a fellow announce everything once more: the network may have grown together.
@@ -343,7 +391,7 @@ func (w *world) repeat(i int, s *speaker) {
 // dead says whether a speaker takes one of some nodes for dead.
 func (w *world) dead(s *speaker, nodes []string) bool {
 	for j := range w.speakers {
-		if slices.Contains(nodes, name(j)) && s.knows.alive>>j&1 == 0 {
+		if slices.Contains(nodes, name(j)) && s.view().alive>>j&1 == 0 {
 			return true
 		}
 	}
@@ -351,7 +399,7 @@ func (w *world) dead(s *speaker, nodes []string) bool {
 }
 
 func (w *world) take(h *holding) {
-	*h = holding{rival: -1, sought: h.sought, seek: h.seek}
+	*h = holding{rank: h.rank, rival: self, since: h.since, last: h.last, sought: h.sought, seek: h.seek}
 	w.moment = true
 	for _, after := range schedule {
 		h.announcements = append(h.announcements, w.now+after)
@@ -396,7 +444,7 @@ func (w *world) makePlan(k knowledge) *plan {
 	for i, s := range k.facts.services {
 		claims[k.facts.addrs[i]] = append(claims[k.facts.addrs[i]], announce.Claim{Service: s, Type: v1beta1.AddressLoadBalancerIP})
 	}
-	p := &plan{v, claims, map[netip.Addr]string{}}
+	p := &plan{v, claims, map[netip.Addr]string{}, map[netip.Addr][]string{}}
 	for addr, on := range claims {
 		p.owners[addr] = v.Layer2(addr, on).Owner
 	}
@@ -408,33 +456,50 @@ type plan struct {
 	view   *announce.View
 	claims map[netip.Addr][]announce.Claim
 	owners map[netip.Addr]string
+	ranks  map[netip.Addr][]string
 }
 
-func (p *plan) ownedBy(node string) (out []netip.Addr) {
-	for addr, owner := range p.owners {
-		if owner == node {
-			out = append(out, addr)
+// ranked are the nodes that can answer for an address, best first.
+func (p *plan) ranked(addr netip.Addr) []string {
+	nodes, ok := p.ranks[addr]
+	if !ok && p.owners[addr] != "" {
+		for _, c := range p.view.ExplainLayer2(addr, p.claims[addr]).Candidates {
+			if c.Why == "" {
+				nodes = append(nodes, c.Node)
+			}
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return out
+	p.ranks[addr] = nodes
+	return nodes
 }
 
 func (p *plan) better(addr netip.Addr, node string) []string {
 	return p.view.Better(addr, p.claims[addr], node)
 }
 
-// hear is the rule of the wire: a fellow with a better right is yielded to, any other is told.
+// hear is the rule of the wire: a member with a better right is yielded to, any other is told, as long as that helps.
 func (w *world) hear(i int, s *speaker, f frame) {
 	h := s.held[f.addr]
-	switch {
-	case h == nil:
-	case slices.Contains(s.plan.better(f.addr, name(i)), name(f.from)):
-		*h = holding{rival: f.from, poll: w.now + pollInterval, sought: h.sought, seek: h.seek}
-		w.moment = true
-	case h.rival < 0:
-		w.announce(i, f.addr)
+	if h == nil {
+		return
 	}
+	yields := slices.Contains(s.plan.better(f.addr, name(i)), name(f.from))
+	if h.rival == self && !yields && !h.ceding {
+		first := h.last == 0 || w.now-h.last > forgets
+		if first {
+			h.since = w.now
+		}
+		h.last = w.now
+		if w.now-h.since <= contest || f.from > i {
+			if first {
+				w.take(h)
+			}
+			w.announce(i, f.addr)
+			return
+		}
+	}
+	*h = holding{rank: h.rank, rival: f.from, yields: yields, poll: w.now + pollInterval, sought: h.sought, seek: h.seek}
+	w.moment = true
 }
 
 func (w *world) announce(i int, addr netip.Addr) {
@@ -444,9 +509,10 @@ func (w *world) announce(i int, addr netip.Addr) {
 	}
 }
 
-// act announces an address, or asks the fellow that was yielded to whether it still has it.
+// act announces an address, asks the member that has it whether it still does, or takes it when nobody has it.
 func (w *world) act(i int, addr netip.Addr, h *holding) {
-	if h.rival < 0 {
+	switch {
+	case h.rival == self:
 		if len(h.announcements) > 0 && w.now >= h.announcements[0] {
 			if h.announcements = h.announcements[1:]; len(h.announcements) == 0 {
 				h.announcements = append(h.announcements, w.now+refresh*9/10+w.rand.IntN(refresh/5))
@@ -455,34 +521,48 @@ func (w *world) act(i int, addr netip.Addr, h *holding) {
 		}
 		if h.sought > 0 && w.now >= h.seek {
 			h.seek = w.now + min(max((w.now-h.sought)/100, seekLeast), seekMost)
-			w.ask(i, addr)
+			w.ask(i, addr, h)
 		}
-		return
-	}
-	if w.now < h.poll {
-		return
-	}
-	h.poll = w.now + pollInterval
-	if h.misses++; w.segment[i] == w.segment[h.rival] && w.speakers[h.rival].answers(addr) && w.rand.Float64() >= w.loss {
-		h.misses = 0
-	}
-	if h.misses >= pollMisses {
-		w.take(h)
+	case h.rival == nobody && w.now >= h.takeAt:
+		if w.ask(i, addr, h); h.rival == nobody {
+			w.take(h)
+		}
+	case h.rival >= 0 && w.now >= h.poll:
+		h.poll = w.now + pollInterval
+		if h.misses++; w.segment[i] == w.segment[h.rival] && w.speakers[h.rival].confirms(addr) && w.rand.Float64() >= w.loss {
+			h.misses = 0
+		}
+		switch {
+		case h.misses < pollMisses:
+		case h.rank <= 1:
+			w.take(h)
+		default:
+			w.await(h, turnOf*(h.rank-1))
+		}
 	}
 }
 
 // ask has everybody on a speaker's segment who answers for an address say so to that speaker.
-func (w *world) ask(i int, addr netip.Addr) {
+func (w *world) ask(i int, addr netip.Addr, h *holding) {
 	for j, s := range w.speakers {
-		if j != i && w.segment[j] == w.segment[i] && s.answers(addr) && w.rand.Float64() >= w.loss {
-			w.hear(i, w.speakers[i], frame{from: j, addr: addr})
+		if j != i && w.segment[j] == w.segment[i] && s.confirms(addr) && w.rand.Float64() >= w.loss {
+			if s := w.speakers[i]; s.held[addr] == h {
+				w.hear(i, s, frame{from: j, addr: addr})
+			} else {
+				h.rival, h.poll = j, w.now+pollInterval // it is being set
+			}
 		}
 	}
 }
 
+// confirms says whether a speaker tells members that it answers for an address.
+func (s *speaker) confirms(addr netip.Addr) bool {
+	return s.answers(addr) && !s.held[addr].ceding
+}
+
 func (s *speaker) answers(addr netip.Addr) bool {
 	h := s.held[addr]
-	return s.running && h != nil && h.rival < 0
+	return s.running && h != nil && h.rival == self
 }
 
 // answering are the nodes that answer for each address.
@@ -535,7 +615,7 @@ func (w *world) judge() {
 	known := true // everyone knows those that it can talk to, both ways
 	for i, s := range w.speakers {
 		for j := range w.speakers {
-			if s.running && i != j && w.segment[i] == w.segment[j] && w.deaf[i][j] {
+			if s.running && !w.stubborn && i != j && w.segment[i] == w.segment[j] && w.deaf[i][j] {
 				known = false
 			}
 		}
@@ -556,6 +636,10 @@ func (w *world) judge() {
 			}
 			for i, s := range w.speakers {
 				alone := knowledge{w.facts, 1 << i, 0}
+				if w.stubborn {
+					able = able || s.running && w.segment[i] == seg && slices.Contains(w.planFor(s.view()).ranked(addr), name(i))
+					continue
+				}
 				if s.running && w.segment[i] == seg {
 					able = able || w.planFor(alone).owners[addr] != ""
 				}
