@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,8 +30,11 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/announce"
+	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/digest"
+	"github.com/clarionlb/clarion/internal/explain"
 	"github.com/clarionlb/clarion/internal/snapshot"
-	"github.com/clarionlb/clarion/internal/verdict"
 )
 
 // store is an API server with a cache in front of it: reads give the objects themselves, patches to a status are taken
@@ -36,8 +43,10 @@ type store struct {
 	client.Client // only what is defined here is there
 	scheme        *runtime.Scheme
 	informers     *informertest.FakeInformers
+	mu            sync.Mutex
 	objects       map[string]client.Object
 	patches       int
+	webhook       func(ctx context.Context, namespace string) error // before a patch is taken; nil: none
 	t             testing.TB
 }
 
@@ -58,8 +67,11 @@ func (s *store) set(o client.Object) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.mu.Lock()
 	old := s.objects[keyOf(o)]
-	if s.objects[keyOf(o)] = o; old != nil {
+	s.objects[keyOf(o)] = o
+	s.mu.Unlock()
+	if old != nil {
 		inf.Update(old, o)
 	} else {
 		inf.Add(o)
@@ -67,16 +79,13 @@ func (s *store) set(o client.Object) {
 }
 
 func (s *store) Get(_ context.Context, key client.ObjectKey, to client.Object, _ ...client.GetOption) error {
+	s.mu.Lock()
 	o := s.objects[fmt.Sprintf("%T %s", to, key)]
+	s.mu.Unlock()
 	if o == nil {
 		return apierrors.NewNotFound(schema.GroupResource{}, key.String())
 	}
-	switch to := to.(type) {
-	case *corev1.Service:
-		*to = *o.(*corev1.Service)
-	default:
-		s.t.Fatalf("Get of a %T", to)
-	}
+	reflect.ValueOf(to).Elem().Set(reflect.ValueOf(o.DeepCopyObject()).Elem())
 	return nil
 }
 
@@ -85,6 +94,8 @@ func (s *store) List(_ context.Context, to client.ObjectList, _ ...client.ListOp
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var items []runtime.Object
 	for _, o := range s.objects {
 		have, _, err := s.scheme.ObjectKinds(o)
@@ -105,32 +116,66 @@ type statusStore struct {
 	*store
 }
 
-func (s statusStore) Patch(_ context.Context, o client.Object, _ client.Patch, _ ...client.SubResourcePatchOption) error {
+func (s statusStore) Patch(ctx context.Context, o client.Object, _ client.Patch, _ ...client.SubResourcePatchOption) error {
+	if s.webhook != nil {
+		if err := s.webhook(ctx, o.GetNamespace()); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
 	s.patches++
+	s.mu.Unlock()
 	s.set(o.DeepCopyObject().(client.Object))
 	return nil
 }
 
-// newConditions is a writer of conditions beside a store, which leads as long as holds says so.
-func newConditions(s *store, holds func() bool) *conditions {
-	c := &conditions{
-		client: s, holds: holds, events: events.NewFakeRecorder(100000), log: slog.New(slog.DiscardHandler), snapshot: snapshot.New(snapshot.Options{}),
-		wake: make(chan struct{}, 1), speakers: map[string]*v1beta1.Speaker{}, services: map[string]bool{}, pending: map[string]bool{}, warned: map[string]bool{},
-	}
-	if _, err := c.snapshot.Watch(context.Background(), s.informers, c.log, c.poke); err != nil {
+// writer is a writer of conditions beside a store, without its loop and queue.
+type writer struct {
+	*conditions
+	failed map[objectKey]bool
+}
+
+// newWriter is a writer which leads as long as holds says so.
+func newWriter(s *store, holds func() bool) *writer {
+	c := newConditions(s, holds, nil, events.NewFakeRecorder(100000), snapshot.New(snapshot.Options{}), slog.New(slog.DiscardHandler))
+	if err := c.watch(context.Background(), s.informers); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := snapshot.On(context.Background(), s.informers, c.speaker); err != nil {
-		s.t.Fatal(err)
+	return &writer{c, map[objectKey]bool{}}
+}
+
+// due are the objects that are to be looked at, sorted.
+func (w *writer) due(ctx context.Context) (keys []objectKey) {
+	touched, _, err := w.decide(ctx, time.Now())
+	if err != nil {
+		panic(err)
 	}
-	return c
+	for key := range w.failed {
+		touched[key] = 0
+	}
+	clear(w.failed)
+	return slices.SortedFunc(maps.Keys(touched), func(a, b objectKey) int { return strings.Compare(a.String(), b.String()) })
+}
+
+// write writes what is to be written, and says whether that has failed.
+func (w *writer) write(ctx context.Context) (failed bool) {
+	for _, key := range w.due(ctx) {
+		if _, err := w.conditions.write(ctx, key); err != nil {
+			failed, w.failed[key] = true, true
+		}
+	}
+	return failed
 }
 
 // bigCluster fills a store with nodes, speakers, two peers and Services.
 func bigCluster(s *store, nodes, services int, routed, ready, answered bool) {
 	var names []string
+	format := "node%02d"
+	if nodes > 100 {
+		format = "node%03d"
+	}
 	for n := range nodes {
-		names = append(names, fmt.Sprintf("node%02d", n))
+		names = append(names, fmt.Sprintf(format, n))
 	}
 	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}
 	pool.Spec.Addresses = []v1beta1.AddressRange{"198.18.0.0/16"}
@@ -149,13 +194,14 @@ func bigCluster(s *store, nodes, services int, routed, ready, answered bool) {
 	for n, name := range names {
 		s.set(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
 		sp := &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name}}
-		sp.Status.Members = names
+		sp.Status.Interfaces = []string{"eth0"}
 		if routed {
 			sp.Status.Sessions = []v1beta1.SessionStatus{{Peer: "tor1", State: "Established"}, {Peer: "tor2", State: "Established"}}
 		}
 		speakers[n] = sp
 	}
 	addr := netip.MustParseAddr("198.18.0.0")
+	var has []netip.Addr
 	for n := range services {
 		svc := &corev1.Service{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("s%04d", n)},
@@ -173,21 +219,52 @@ func bigCluster(s *store, nodes, services int, routed, ready, answered bool) {
 			})
 		}
 		s.set(es)
-		if answered {
-			sp := speakers[n%nodes]
-			sp.Status.Layer2 = append(sp.Status.Layer2, v1beta1.Layer2Status{Address: addr.String(), Services: []string{"default/" + svc.Name}, Interfaces: []string{"eth0"}})
-		}
+		has = append(has, addr)
 		addr = addr.Next()
 	}
 	for _, sp := range speakers {
 		s.set(sp)
 	}
+	if answered {
+		for node, addrs := range ownersOf(names, has) {
+			sp := s.speaker(node)
+			sp.Status.Layer2 = answering(addrs...)
+			s.set(sp)
+		}
+	}
+}
+
+// ownersOf are the addresses that each of some nodes should answer for, when all are alike.
+func ownersOf(nodes []string, addrs []netip.Addr) map[string][]netip.Addr {
+	v := announce.View{
+		Config: &config.Config{L2: []config.L2Advertisement{{Name: "all", Pools: config.Names{All: true}}}},
+		PoolOf: func(netip.Addr) string { return "lan" }, Nodes: map[string]*announce.Node{},
+	}
+	for _, n := range nodes {
+		v.Nodes[n] = &announce.Node{Name: n, Alive: true}
+	}
+	claims := []announce.Claim{{Type: v1beta1.AddressLoadBalancerIP, Service: &announce.Service{Endpoints4: announce.Endpoints{Ready: map[string]int{"": 1}}}}}
+	out := map[string][]netip.Addr{}
+	for _, a := range addrs {
+		owner := v.Layer2(a, claims).Owner
+		out[owner] = append(out[owner], a)
+	}
+	return out
+}
+
+// answering is what a speaker says that answers for some addresses.
+func answering(addrs ...netip.Addr) *v1beta1.Layer2Status {
+	var sum digest.Sum
+	for _, a := range addrs {
+		sum += digest.Address(a)
+	}
+	return &v1beta1.Layer2Status{Answered: int32(len(addrs)), Digest: sum.String()}
 }
 
 // TestConditionsNeedTheLease: nothing is written while another controller may have the lease, and all of it after.
 func TestConditionsNeedTheLease(t *testing.T) {
 	s, leads := newStore(t), false
-	c := newConditions(s, func() bool { return leads })
+	c := newWriter(s, func() bool { return leads })
 	bigCluster(s, 3, 5, false, true, true)
 	if !c.write(t.Context()) || s.patches > 0 {
 		t.Fatalf("%d patches without the lease", s.patches)
@@ -210,50 +287,58 @@ func TestSpeakerChanges(t *testing.T) {
 			s.Sessions[0].PrefixesIPv4, s.Sessions[0].HoldTimeSeconds, s.Sessions[0].Since = 7, 9, &metav1.Time{}
 			s.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue}}
 		}, "[]"},
-		{"members, and all are alive as before", func(s *v1beta1.SpeakerStatus) { s.Members = []string{"node02", "node01", "node00"} }, "[]"},
-		{"an address that is answered for no more", func(s *v1beta1.SpeakerStatus) { s.Layer2 = nil }, "[default/s0000]"},
-		{"another interface", func(s *v1beta1.SpeakerStatus) { s.Layer2[0].Interfaces = []string{"eth1"} }, "[default/s0000]"},
+		{"addresses that are answered for no more", func(s *v1beta1.SpeakerStatus) { s.Layer2 = answering() }, "[]"}, // not yet
+		{"one that is not, and why", func(s *v1beta1.SpeakerStatus) {
+			s.Layer2 = answering()
+			s.Layer2.Unanswered = []v1beta1.AddressException{{Address: "198.18.0.1", Reason: "no carrier"}}
+		}, "[Service default/s0001]"},
+		{"one besides", func(s *v1beta1.SpeakerStatus) {
+			s.Layer2.Besides = []v1beta1.AddressException{{Address: "198.18.0.2"}}
+		}, "[Service default/s0002]"},
 		{"a conflict", func(s *v1beta1.SpeakerStatus) {
 			s.Conflicts = []v1beta1.AddressConflict{{Address: "198.18.0.1", HardwareAddress: "02:00:00:00:00:99", Interface: "eth0"}}
-		}, "[default/s0001]"},
+		}, "[Service default/s0001]"},
 		{"nobody's address", func(s *v1beta1.SpeakerStatus) {
-			s.Layer2 = append(s.Layer2, v1beta1.Layer2Status{Address: "198.18.9.9"})
+			s.Layer2.Besides = []v1beta1.AddressException{{Address: "198.18.9.9"}}
 		}, "[]"},
-		{"a gate", func(s *v1beta1.SpeakerStatus) { s.Gate = "its Service proxy is not healthy" }, "all"},
-		{"the end of a node's draining", func(s *v1beta1.SpeakerStatus) { s.Drained = true }, "all"},
+		{"a gate", func(s *v1beta1.SpeakerStatus) { s.Gate = "its Service proxy is not healthy" }, "its"},
+		{"a link", func(s *v1beta1.SpeakerStatus) { s.InterfacesDown = s.Interfaces }, "its"},
 		{"its own end", func(s *v1beta1.SpeakerStatus) {
 			s.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionFalse, Reason: v1beta1.ReasonEnded}}
-		}, "all"},
-		{"a session", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].State = "Idle" }, "all"},
-		{"why a session is down", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].LastError = "no route to host" }, "all"},
-		{"a problem", func(s *v1beta1.SpeakerStatus) { s.Problems = []v1beta1.Problem{{Object: "BGPPeer/a", Message: "no"}} }, "all"},
+		}, "its"},
+		{"a session", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].State = "Idle" }, "[BGPPeer tor1]"},
+		{"why a session is down", func(s *v1beta1.SpeakerStatus) { s.Sessions[0].LastError = "no route to host" }, "[BGPPeer tor1]"},
+		{"a problem", func(s *v1beta1.SpeakerStatus) { s.Problems = []v1beta1.Problem{{Object: "BGPPeer/a", Message: "no"}} }, "[BGPPeer a]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newStore(t)
-			c := newConditions(s, func() bool { return true })
-			bigCluster(s, 3, 3, false, true, true)
+			c := newWriter(s, func() bool { return true })
+			bigCluster(s, 3, 9, false, true, true)
 			first := s.objects[keyOf(&v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: "node00"}})].(*v1beta1.Speaker).DeepCopy()
 			first.Status.Sessions = []v1beta1.SessionStatus{{Peer: "tor1", State: "Established"}}
 			s.set(first)
 			if c.write(t.Context()) {
 				t.Fatal("cannot write")
 			}
-			c.snapshot.Lock()
-			c.snapshot.Changes() // the watch's echo of what was written
-			c.snapshot.Unlock()
+			c.due(t.Context()) // the watch's echo of what was written
 			next := first.DeepCopy()
 			tt.edit(&next.Status)
 			s.set(next)
-			c.snapshot.Lock()
-			defer c.snapshot.Unlock()
-			dirty := c.snapshot.Changes()
-			slices.Sort(dirty.Services)
-			got := fmt.Sprint(dirty.Services)
-			if dirty.All {
-				got = "all"
+			got := c.due(t.Context())
+			if tt.want != "its" {
+				if fmt.Sprint(got) != tt.want {
+					t.Errorf("looked at: %s, want %s", got, tt.want)
+				}
+				return
 			}
-			if got != tt.want {
-				t.Errorf("computed anew: %s, want %s", got, tt.want)
+			var addrs []netip.Addr
+			for n := range 9 {
+				addrs = append(addrs, netip.AddrFrom4([4]byte{198, 18, 0, byte(n)}))
+			}
+			for _, addr := range ownersOf([]string{"node00", "node01", "node02"}, addrs)["node00"] {
+				if key := (objectKey{"Service", "default", fmt.Sprintf("s%04d", addr.As4()[3])}); !slices.Contains(got, key) {
+					t.Errorf("looked at: %s, not %s", got, key)
+				}
 			}
 		})
 	}
@@ -264,40 +349,43 @@ func TestContested(t *testing.T) {
 	conflict := func(addr string, before bool) v1beta1.AddressConflict {
 		return v1beta1.AddressConflict{Address: addr, HardwareAddress: "02:00:00:00:00:99", Interface: "eth0", BeforeUse: before}
 	}
-	all := []string{"a", "b", "c"}
+	all, bc := v1beta1.SpeakerStatus{}, v1beta1.SpeakerStatus{Missing: []string{"a"}}
+	latest := func(addr string) v1beta1.SpeakerStatus {
+		return v1beta1.SpeakerStatus{Layer2: &v1beta1.Layer2Status{Latest: []string{addr}}}
+	}
 	for _, tt := range []struct {
 		name     string
 		speakers map[string]v1beta1.SpeakerStatus
 		want     string
 	}{
 		{"before the first announcement", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("2001:db8::1", true)}},
-			"b": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}},
-			"c": {Members: all},
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("2001:db8::1", true)}},
+			"b": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}},
+			"c": all,
 		}, "map[192.0.2.1:02:00:00:00:00:99 (heard on eth0 of node a) 2001:db8::1:02:00:00:00:00:99 (heard on eth0 of node a)]"},
 		{"after it", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", false)}}, "b": {Members: all}, "c": {Members: all},
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", false)}}, "b": all, "c": all,
 		}, "map[]"},
 		{"by a speaker that is dead, as what it wrote last says", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[1:]}, "c": {Members: all[1:]},
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": bc, "c": bc,
 		}, "map[]"},
-		{"by one that takes its fellows for strangers, having lost them", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all[:1], Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[1:]}, "c": {Members: all[1:]},
+		{"by one that takes the others for foreign hosts, having lost them", map[string]v1beta1.SpeakerStatus{
+			"a": {Missing: []string{"b", "c"}, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": bc, "c": bc,
 		}, "map[]"},
-		{"by a fellow that the one that heard it did not know yet", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all},
-			"c": {Members: all, HardwareAddresses: []string{"02:00:00:00:00:99"}},
+		{"by a speaker that the one that heard it did not know yet", map[string]v1beta1.SpeakerStatus{
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": all,
+			"c": {HardwareAddresses: []string{"02:00:00:00:00:99"}},
 		}, "map[]"},
 		{"of an address that another answers for", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("192.0.2.2", true)}},
-			"b": {Members: all, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}}}, "c": {Members: all},
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("192.0.2.2", true)}},
+			"b": latest("192.0.2.1"), "c": all,
 		}, "map[192.0.2.2:02:00:00:00:00:99 (heard on eth0 of node a)]"},
 		{"of an address that one answered for that is dead now", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: all[:2], Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Members: all[:2]},
-			"c": {Members: all, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}}},
+			"a": {Missing: []string{"c"}, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Missing: []string{"c"}},
+			"c": latest("192.0.2.1"),
 		}, "map[]"},
 		{"of nonsense", map[string]v1beta1.SpeakerStatus{
-			"a": {Members: []string{"a"}, Conflicts: []v1beta1.AddressConflict{conflict("nonsense", true)}},
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("nonsense", true)}},
 		}, "map[]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -357,7 +445,7 @@ func BenchmarkChanges(b *testing.B) {
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			s := newStore(b)
-			c := newConditions(s, func() bool { return true })
+			c := newWriter(s, func() bool { return true })
 			bigCluster(s, 30, 5000, bb.routed, bb.ready, bb.answered)
 			if c.write(b.Context()) {
 				b.Fatal("cannot write")
@@ -365,13 +453,48 @@ func BenchmarkChanges(b *testing.B) {
 			if s.patches < 5000 {
 				b.Fatalf("%d patches", s.patches)
 			}
+			before := s.patches
 			b.ReportAllocs()
 			for b.Loop() {
 				c.snapshot.MarkAll()
-				changes, err := c.changes(b.Context())
-				if err != nil || len(changes) > 0 {
-					b.Fatal(len(changes), " changes, ", err)
+				if c.write(b.Context()) || s.patches > before {
+					b.Fatal(s.patches-before, " changes")
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkSessionChange finds out what one session that goes down or comes up touches.
+func BenchmarkSessionChange(b *testing.B) {
+	for _, local := range []bool{false, true} {
+		b.Run(fmt.Sprintf("local=%v", local), func(b *testing.B) {
+			s := newStore(b)
+			c := newWriter(s, func() bool { return true })
+			bigCluster(s, 200, 10000, true, true, false)
+			if local {
+				for _, o := range s.objects {
+					if svc, is := o.(*corev1.Service); is {
+						svc = svc.DeepCopy()
+						svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+						s.set(svc)
+					}
+				}
+			}
+			c.write(b.Context())
+			c.due(b.Context())
+			sp := s.speaker("node007")
+			touched := 0
+			b.ReportAllocs()
+			for b.Loop() {
+				sp = sp.DeepCopy()
+				x := &sp.Status.Sessions[0]
+				if x.State = "Active"; touched%2 == 1 {
+					x.State = "Established"
+				}
+				touched++
+				c.speaker(sp.Name, sp, false)
+				c.due(b.Context())
 			}
 		})
 	}
@@ -381,25 +504,23 @@ func BenchmarkChanges(b *testing.B) {
 // about to announce it in between; who was not is told nothing.
 func TestAnnouncedEvents(t *testing.T) {
 	s := newStore(t)
-	c := newConditions(s, func() bool { return true })
+	c := newWriter(s, func() bool { return true })
 	recorder := c.events.(*events.FakeRecorder)
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}}
 	cond := func(status metav1.ConditionStatus, reason string) *metav1.Condition {
 		return &metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: status, Reason: reason, Message: "m"}
 	}
-	pending, good, bad := cond("False", verdict.Pending), cond("True", verdict.Announced), cond("False", verdict.NoEligibleNode)
-	contested := cond("True", verdict.AddressConflict)
+	pending, good, bad := cond("False", v1beta1.ReasonPending), cond("True", v1beta1.ReasonAnnounced), cond("False", v1beta1.ReasonNoEligibleNode)
+	contested := cond("True", v1beta1.ReasonAddressConflict)
 	var old *metav1.Condition
 	for n, step := range []struct {
 		now  *metav1.Condition
 		want string
 	}{
-		{pending, ""}, {good, ""}, {bad, "Warning"}, {cond("False", verdict.SessionDown), "Warning"}, {pending, ""}, {good, "Normal"},
+		{pending, ""}, {good, ""}, {bad, "Warning"}, {cond("False", v1beta1.ReasonSessionDown), "Warning"}, {pending, ""}, {good, "Normal"},
 		{pending, ""}, {good, ""}, {bad, "Warning"}, {good, "Normal"}, {contested, "Warning"}, {good, "Normal"},
 	} {
-		if event := c.announcedEvent("default/web", svc, old, step.now); event != nil {
-			event()
-		}
+		c.announcedEvent(objectKey{"Service", "default", "web"}, svc, old, step.now)
 		got := ""
 		select {
 		case text := <-recorder.Events:
@@ -421,7 +542,7 @@ func (s *store) speaker(name string) *v1beta1.Speaker {
 // sessions, or dies.
 func TestOneNodeIsNoNews(t *testing.T) {
 	s := newStore(t)
-	c := newConditions(s, func() bool { return true })
+	c := newWriter(s, func() bool { return true })
 	bigCluster(s, 9, 20, true, true, false)
 	if c.write(t.Context()) || s.patches < 20 {
 		t.Fatalf("%d patches at first", s.patches)
@@ -429,13 +550,10 @@ func TestOneNodeIsNoNews(t *testing.T) {
 	step := func(what string, change func()) {
 		t.Helper()
 		change()
-		changes, err := c.changes(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, ch := range changes {
-			if _, ok := ch.object.(*corev1.Service); ok {
-				t.Fatalf("%s: %s is written", what, keyOf(ch.object))
+		for _, key := range c.due(t.Context()) {
+			before := s.patches
+			if _, err := c.conditions.write(t.Context(), key); err != nil || key.kind == "Service" && s.patches > before {
+				t.Fatalf("%s: %s is written", what, key)
 			}
 		}
 	}
@@ -447,11 +565,9 @@ func TestOneNodeIsNoNews(t *testing.T) {
 		s.set(sp)
 	})
 	step("a node that is dead", func() {
-		for i := range 9 {
-			sp := s.speaker(fmt.Sprintf("node%02d", i))
-			sp.Status.Members = slices.DeleteFunc(slices.Clone(sp.Status.Members), func(n string) bool { return n == "node04" })
-			s.set(sp)
-		}
+		sp := s.speaker("node02")
+		sp.Status.Missing = []string{"node04"}
+		s.set(sp)
 	})
 	step("one session of each node", func() {
 		for i := range 9 {
@@ -470,7 +586,7 @@ func TestOneNodeIsNoNews(t *testing.T) {
 func TestPendingEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t)
-		c := newConditions(s, func() bool { return true })
+		c := newWriter(s, func() bool { return true })
 		bigCluster(s, 2, 1, true, true, false)
 		for _, name := range []string{"node00", "node01"} {
 			sp := s.speaker(name)
@@ -487,7 +603,7 @@ func TestPendingEnds(t *testing.T) {
 		}()
 		start := time.Now()
 		event := <-c.events.(*events.FakeRecorder).Events // that it is pending is none
-		if took := time.Since(start); !strings.HasPrefix(event, "Warning SessionDown ") || took < verdict.Youth {
+		if took := time.Since(start); !strings.HasPrefix(event, "Warning SessionDown ") || took < explain.Youth {
 			t.Errorf("after %s the event %q", took, event)
 		}
 		cancel()
@@ -498,7 +614,7 @@ func TestPendingEnds(t *testing.T) {
 // TestReady: advice leaves an object ready, and what speakers said before they died does not count.
 func TestReady(t *testing.T) {
 	s := newStore(t)
-	c := newConditions(s, func() bool { return true })
+	c := newWriter(s, func() bool { return true })
 	bigCluster(s, 3, 0, true, true, false)
 	tor1 := s.objects[keyOf(&v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "tor1"}})].DeepCopyObject().(*v1beta1.BGPPeer)
 	tor1.Generation++
@@ -519,10 +635,72 @@ func TestReady(t *testing.T) {
 	sp.Status.Problems = []v1beta1.Problem{{Object: "BGPPeer/tor1", Message: "there is no Secret"}}
 	s.set(sp)
 	expect("False Invalid: there is no Secret (on node02); spec.keepaliveTime: 4s is more")
-	for _, name := range []string{"node00", "node01"} {
-		sp := s.speaker(name)
-		sp.Status.Members = []string{"node00", "node01"}
-		s.set(sp)
-	}
+	sp = s.speaker("node00")
+	sp.Status.Missing = []string{"node02"}
+	s.set(sp)
 	expect("True Advice: ")
+}
+
+// A namespace whose webhook hangs delays only itself: the conditions of a thousand Services of another are written within
+// the time limit of the fast lane, and those of the first are tried again and again.
+func TestHangingWebhook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		hangs := true
+		s.webhook = func(ctx context.Context, namespace string) error {
+			if namespace != "hanging" || !hangs {
+				time.Sleep(time.Millisecond)
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(5 * time.Second):
+				return errors.New("the webhook does not answer")
+			}
+		}
+		c := newWriter(s, func() bool { return true })
+		n, err := newCounters(prometheus.NewRegistry())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.counters = n
+		bigCluster(s, 2, 1000, true, true, false)
+		for i := range 100 {
+			svc := s.objects[keyOf(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: fmt.Sprintf("s%04d", i)}})].DeepCopyObject().(*corev1.Service)
+			svc.Namespace = "hanging"
+			svc.Status.LoadBalancer.Ingress[0].IP = fmt.Sprintf("198.18.200.%d", i)
+			s.set(svc)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = c.Start(ctx)
+		}()
+		said := func(namespace string) (n int) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, o := range s.objects {
+				if svc, is := o.(*corev1.Service); is && svc.Namespace == namespace && meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced) != nil {
+					n++
+				}
+			}
+			return n
+		}
+		time.Sleep(conditionsDelay + fastLimit + 100*time.Millisecond)
+		if n := said("default"); n != 1000 {
+			t.Errorf("%d of 1000 Services know that they are announced", n)
+		}
+		if n := said("hanging"); n != 0 {
+			t.Errorf("%d Services of the namespace that hangs know it", n)
+		}
+		hangs = false
+		time.Sleep(2 * retryMost)
+		if n := said("hanging"); n != 100 {
+			t.Errorf("%d of 100 Services of the namespace that hung know it", n)
+		}
+		cancel()
+		<-ended
+	})
 }

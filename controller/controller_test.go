@@ -928,7 +928,7 @@ func TestQuarantine(t *testing.T) {
 	a.ok(a.Create(t.Context(), speaker))
 	report := func(addrs ...string) {
 		t.Helper()
-		speaker.Status = v1beta1.SpeakerStatus{Members: []string{"node1"}}
+		speaker.Status = v1beta1.SpeakerStatus{}
 		for _, addr := range addrs {
 			speaker.Status.Conflicts = append(speaker.Status.Conflicts, v1beta1.AddressConflict{
 				Address: addr, HardwareAddress: "02:00:00:00:00:99", Interface: "eth0", BeforeUse: true, Since: metav1.Now(),

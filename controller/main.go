@@ -160,7 +160,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err := setupMetrics(pools, mgr.GetClient(), holds); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
-	conds, err := setupConditions(mgr, o.class.byDefault, holds, n, log)
+	conds, err := setupConditions(mgr, holds, n, log)
 	if err != nil {
 		return fmt.Errorf("conditions: %w", err)
 	}

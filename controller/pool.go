@@ -33,6 +33,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
+	"github.com/clarionlb/clarion/internal/text"
 )
 
 const (
@@ -288,17 +289,17 @@ func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, u *ipam.Usage) v
 	}
 	if len(texts) > 0 {
 		ready.Status, ready.Reason = metav1.ConditionFalse, v1beta1.ReasonPoolOverlap
-		ready.Message = few(texts) + "; the rest of this pool is in use"
+		ready.Message = text.Few(texts) + "; the rest of this pool is in use"
 		if len(this.Addresses) == 0 {
-			ready.Message = few(texts) + "; nothing is left of this pool"
+			ready.Message = text.Few(texts) + "; nothing is left of this pool"
 		}
 	}
 	for _, u := range set.Uses(o.Name) {
 		add(u.Kind, fmt.Sprintf("%s: belongs to %s, so no Service gets it; take it out of the pool, or exclude it", u.Addresses, u.By))
 	}
-	conflict.Message = few(texts)
+	conflict.Message = text.Few(texts)
 	if advice := append(slices.Clone(this.Advice), idleReservations(this, set)...); len(advice) > 0 {
-		ready.Message += "; " + few(advice)
+		ready.Message += "; " + text.Few(advice)
 	}
 	if this.Err != nil {
 		ready.Status, ready.Reason = metav1.ConditionFalse, v1beta1.ReasonInvalid

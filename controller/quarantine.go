@@ -46,10 +46,24 @@ func contested(speakers map[string]*v1beta1.Speaker, notReady func(node string) 
 		return out
 	}
 	for _, sp := range speakers {
-		for _, l := range sp.Status.Layer2 {
-			if addr, err := netip.ParseAddr(l.Address); err == nil {
+		for text := range answered(sp) {
+			if addr, err := netip.ParseAddr(text); err == nil {
 				delete(out, addr)
 			}
+		}
+	}
+	return out
+}
+
+// answered are the addresses that a speaker names as answered for.
+func answered(sp *v1beta1.Speaker) map[string]bool {
+	out := map[string]bool{}
+	if l := sp.Status.Layer2; l != nil {
+		for _, a := range l.Latest {
+			out[a] = true
+		}
+		for _, a := range l.Besides {
+			out[a.Address] = true
 		}
 	}
 	return out
@@ -110,7 +124,7 @@ func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr
 // sameReports says whether two statuses of a speaker are alike in what contested reads, but for the addresses that it
 // answers for: those change often, and alone never make an address contested.
 func sameReports(a, b *v1beta1.Speaker) bool {
-	return slices.Equal(a.Status.Members, b.Status.Members) && slices.Equal(a.Status.HardwareAddresses, b.Status.HardwareAddresses) && slices.EqualFunc(a.Status.Conflicts, b.Status.Conflicts, sameConflict)
+	return slices.Equal(a.Status.Missing, b.Status.Missing) && a.Status.MissingMore == b.Status.MissingMore && slices.Equal(a.Status.HardwareAddresses, b.Status.HardwareAddresses) && slices.EqualFunc(a.Status.Conflicts, b.Status.Conflicts, sameConflict)
 }
 
 func sameConflict(a, b v1beta1.AddressConflict) bool {

@@ -35,6 +35,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
+	"github.com/clarionlb/clarion/internal/text"
 )
 
 const (
@@ -460,7 +461,7 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 		if res.Admins.Text != "" {
 			pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: res.Admins.Pool}}
 			if s.client.Get(ctx, client.ObjectKeyFromObject(pool), pool) == nil {
-				s.events.Eventf(pool, svc, corev1.EventTypeWarning, next.Reason, "Allocate", "%s", truncate(res.Admins.Text))
+				s.events.Eventf(pool, svc, corev1.EventTypeWarning, next.Reason, "Allocate", "%s", text.Note(res.Admins.Text))
 			}
 		}
 	}
@@ -638,14 +639,5 @@ func (s *services) retry(ctx context.Context, k key, err error) (reconcile.Resul
 
 // event records an event about a Service.
 func (s *services) event(svc *corev1.Service, kind, reason, message string) {
-	s.events.Eventf(svc, nil, kind, reason, "Allocate", "%s", truncate(message))
-}
-
-// truncate makes a text of what the API takes as that of an event.
-func truncate(text string) string {
-	const most = 1024
-	if len(text) > most {
-		return text[:most-3] + "..."
-	}
-	return text
+	s.events.Eventf(svc, nil, kind, reason, "Allocate", "%s", text.Note(message))
 }

@@ -12,8 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/internal/announce"
-	"github.com/clarionlb/clarion/internal/verdict"
+	"github.com/clarionlb/clarion/internal/explain"
 )
 
 // writeExplanation says why a Service is or is not reachable: the answer first, then what it rests on.
@@ -50,7 +49,7 @@ func writeExplanation(w io.Writer, c *cluster, svc *corev1.Service) error {
 		if err := a.write(w); err != nil {
 			return err
 		}
-		unselected = unselected || a.Reason == verdict.NoAdvertisement || a.Reason == verdict.NoEligibleNode
+		unselected = unselected || a.Reason == v1beta1.ReasonNoAdvertisement || a.Reason == v1beta1.ReasonNoEligibleNode
 	}
 	if unselected { // perhaps one of these was to
 		for _, p := range c.snap.Problems() {
@@ -64,18 +63,18 @@ func writeExplanation(w io.Writer, c *cluster, svc *corev1.Service) error {
 
 // address is one address of a Service with who announces it.
 type address struct {
-	addr   netip.Addr
-	kind   v1beta1.AddressType
-	pool   string
-	layer2 announce.Layer2
-	verdict.Verdict
+	addr netip.Addr
+	kind v1beta1.AddressType
+	pool string
+	explain.Detail
 }
 
 func (c *cluster) address(addr netip.Addr, kind v1beta1.AddressType) *address {
-	a := &address{addr: addr, kind: kind, Verdict: c.judge.Of(addr, c.snap.ClaimsOn(addr))}
+	c.book.Set(addr, c.snap.ClaimsOn(addr), c.snap.Owner(addr))
+	c.book.Touched(c.now)
+	a := &address{addr: addr, kind: kind, Detail: c.book.Detail(addr, c.now)}
 	if kind == v1beta1.AddressLoadBalancerIP {
 		a.pool = c.snap.View().PoolOf(addr)
-		a.layer2 = c.snap.View().ExplainLayer2(addr, c.snap.ClaimsOn(addr))
 	}
 	return a
 }
@@ -84,7 +83,7 @@ func (c *cluster) address(addr netip.Addr, kind v1beta1.AddressType) *address {
 func (c *cluster) answer(svc *corev1.Service, addresses []*address) string {
 	var reachable, missing []string
 	for _, a := range addresses {
-		if a.Announced() {
+		if a.Announced {
 			reachable = append(reachable, a.addr.String())
 		} else {
 			missing = append(missing, fmt.Sprintf("nobody announces %s: %s", a.addr, a.Text))
@@ -101,7 +100,7 @@ func (c *cluster) answer(svc *corev1.Service, addresses []*address) string {
 	}
 	out := "is reachable at " + strings.Join(reachable, " and ")
 	for _, a := range addresses {
-		if a.Reason == verdict.AddressConflict && a.Announced() {
+		if a.Reason == v1beta1.ReasonAddressConflict && a.Announced {
 			out += fmt.Sprintf(", but another machine claims %s too", a.addr)
 		}
 	}
@@ -163,17 +162,24 @@ func (a *address) write(w io.Writer) error {
 		switch {
 		case len(a.Answers) > 0:
 			for _, by := range a.Answers {
-				add("layer 2    %s answers on %s", by.Node, strings.Join(by.Interfaces, ", "))
+				switch {
+				case by.Node == "":
+					add("layer 2    another node than %s answers", a.Layer2.Owner)
+				case len(by.Interfaces) == 0:
+					add("layer 2    %s answers", by.Node)
+				default:
+					add("layer 2    %s answers on %s", by.Node, strings.Join(by.Interfaces, ", "))
+				}
 			}
-		case a.layer2.Owner != "":
-			add("layer 2    %s should answer, and does not say that it does", a.layer2.Owner)
+		case a.Unanswered != "":
+			add("layer 2    nobody answers: %s", a.Unanswered)
 		default:
-			add("layer 2    nobody answers: %s", a.layer2.Why)
+			add("layer 2    nobody answers: %s", a.Layer2.Why)
 		}
-		for _, n := range a.layer2.Candidates {
+		for _, n := range a.Layer2.Candidates {
 			switch {
-			case a.layer2.Why != "": // which is the sum of what is wrong with them
-			case slices.ContainsFunc(a.Answers, func(by verdict.Answer) bool { return by.Node == n.Node }):
+			case a.Layer2.Why != "": // which is the sum of what is wrong with them
+			case slices.ContainsFunc(a.Answers, func(by explain.Answer) bool { return by.Node == n.Node }):
 			case n.Why != "":
 				add("           %s cannot: %s", n.Node, n.Why)
 			case n.Gate != "":

@@ -20,15 +20,16 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/explain"
 	"github.com/clarionlb/clarion/internal/snapshot"
-	"github.com/clarionlb/clarion/internal/verdict"
 )
 
 // cluster is what the API holds, read once.
 type cluster struct {
 	// snap is what the speakers decide from, but for what they tell each other without the API: which links are up.
 	snap     *snapshot.Snapshot
-	judge    *verdict.Judge
+	book     *explain.Book
+	now      time.Time
 	services map[client.ObjectKey]*corev1.Service
 	nodes    []string // those that should have a speaker
 	pools    []*v1beta1.IPAddressPool
@@ -93,7 +94,15 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 	defer c.snap.Unlock()
 	c.snap.Speakers(c.speakers)
 	c.snap.Changes()
-	c.judge = verdict.New(c.snap.View(), c.speakers, time.Now())
+	c.book, c.now = explain.New(), time.Now()
+	for name, s := range c.speakers {
+		c.book.Speaker(name, s)
+	}
+	c.book.Use(c.snap.View())
+	for _, addr := range c.snap.All() {
+		c.book.Set(addr, c.snap.ClaimsOn(addr), c.snap.Owner(addr))
+	}
+	c.book.Touched(c.now)
 	return c, nil
 }
 

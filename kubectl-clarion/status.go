@@ -14,8 +14,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/explain"
 	"github.com/clarionlb/clarion/internal/snapshot"
-	"github.com/clarionlb/clarion/internal/verdict"
+	"github.com/clarionlb/clarion/internal/text"
 )
 
 func writeStatus(w io.Writer, c *cluster) error {
@@ -29,15 +30,15 @@ func writeStatus(w io.Writer, c *cluster) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(t, "\nSPEAKER\tALIVE\tREADY\tMEMBERS\tLAYER 2\tBGP")
+	fmt.Fprintln(t, "\nSPEAKER\tALIVE\tREADY\tMISSING\tLAYER 2\tBGP")
 	for _, name := range sortedKeys(c.speakers) {
 		s := c.speakers[name]
 		if !c.alive[name] {
 			fmt.Fprintf(t, "%s\tno\t\t\t\t\n", name)
 			continue
 		}
-		fmt.Fprintf(t, "%s\tyes\t%s\t%d\t%s\t%s\n", s.Name, conditionStatus(s.Status.Conditions, v1beta1.ConditionReady),
-			len(s.Status.Members), layer2Of(s), sessionsOf(s))
+		fmt.Fprintf(t, "%s\tyes\t%s\t%s\t%s\t%s\n", s.Name, conditionStatus(s.Status.Conditions, v1beta1.ConditionReady),
+			missingOf(s), c.layer2Of(s), sessionsOf(s))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -54,19 +55,32 @@ func writeStatus(w io.Writer, c *cluster) error {
 	return c.writeHidden(w)
 }
 
-func layer2Of(s *v1beta1.Speaker) string {
-	var out []string
-	for _, l := range s.Status.Layer2 {
-		out = append(out, l.Address)
+// missingOf are the speakers that one misses.
+func missingOf(s *v1beta1.Speaker) string {
+	out := text.Few(s.Status.Missing)
+	if s.Status.MissingMore > 0 {
+		out += fmt.Sprintf(", and %d that others name", s.Status.MissingMore)
 	}
-	return orNone(strings.Join(out, ", "))
+	return orNone(out)
+}
+
+// layer2Of are the addresses that a node answers for.
+func (c *cluster) layer2Of(s *v1beta1.Speaker) string {
+	var out []string
+	for _, addr := range c.book.AnsweredBy(s.Name) {
+		out = append(out, addr.String())
+	}
+	if l := s.Status.Layer2; l != nil && int(l.Answered) != len(out) {
+		return fmt.Sprintf("%d, of which not all are known", l.Answered)
+	}
+	return orNone(text.Few(out))
 }
 
 func sessionsOf(s *v1beta1.Speaker) string {
 	var out []string
 	for _, ses := range s.Status.Sessions {
 		text := ses.Peer + " " + ses.State
-		if ses.State == verdict.Established {
+		if ses.State == v1beta1.Established {
 			text = fmt.Sprintf("%s (%d IPv4, %d IPv6)", text, ses.PrefixesIPv4, ses.PrefixesIPv6)
 		}
 		out = append(out, text)
@@ -124,12 +138,12 @@ func (c *cluster) problems() []string {
 			add("Node/"+s.Name, "attracts no traffic while others can: %s", s.Status.Gate)
 		}
 		for _, ses := range s.Status.Sessions {
-			if ses.State != verdict.Established {
-				add("BGPPeer/"+ses.Peer, "no session with %s: %s", s.Name, verdict.SessionState(ses))
+			if ses.State != v1beta1.Established {
+				add("BGPPeer/"+ses.Peer, "no session with %s: %s", s.Name, explain.SessionState(ses))
 			}
 		}
 		for _, a := range s.Status.Conflicts {
-			add("address "+a.Address, "%s", conflictText(verdict.Conflict{Node: name, AddressConflict: a}))
+			add("address "+a.Address, "%s", conflictText(explain.Conflict{Node: name, AddressConflict: a}))
 		}
 	}
 	keys := slices.SortedFunc(maps.Keys(c.services), func(a, b client.ObjectKey) int { return strings.Compare(a.String(), b.String()) })
@@ -148,7 +162,7 @@ func (c *cluster) problems() []string {
 	return out
 }
 
-func conflictText(c verdict.Conflict) string {
+func conflictText(c explain.Conflict) string {
 	return fmt.Sprintf("%s hears %s claim it on %s since %s", c.Node, c.HardwareAddress, c.Interface, c.Since.UTC().Format("2006-01-02 15:04:05 UTC"))
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
@@ -141,7 +142,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		Cache: cache.Options{
 			DefaultTransform: snapshot.Trim,
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Secret{}: {Namespaces: map[string]cache.Config{o.namespace: {Transform: trimSecret}}},
+				// Who watches all Speakers hears of every write of each: see absent.
+				&v1beta1.Speaker{}: {Field: fields.OneTermEqualSelector("metadata.name", o.node)},
+				&corev1.Secret{}:   {Namespaces: map[string]cache.Config{o.namespace: {Transform: trimSecret}}},
 			},
 		},
 	})
@@ -180,6 +183,7 @@ type speaker struct {
 	reconciler *reconciler
 	status     *status
 	membership *membership
+	absent     *absent
 	layer2     *layer2.Responder
 	bfd        *bfd.Runner
 	bgp        *bgp.Speaker
@@ -219,9 +223,11 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 		s.guard.Set(guard.Want{}) // removes what an earlier process left
 	}
 	s.membership.edit(func(m *members.Meta) { m.ProxyHealthy = o.proxyHealthURL == "" })
+	s.absent = newAbsent(o.node, c, s.membership.setStations, log)
 	s.reconciler = newReconciler(config)
 	s.status = newStatus(statusConfig{
 		client: c, events: events, log: log, reconciler: s.reconciler, layer2: s.layer2, bgp: s.bgp, guard: s.guard, members: s.membership.view,
+		missing: s.absent.missing, nodeOf: s.membership.nodeOf,
 	})
 	return s
 }
@@ -234,6 +240,7 @@ func (s *speaker) membersChanged(alive map[string]snapshot.Member) {
 	s.snapshot.Lock()
 	s.snapshot.Members(alive)
 	s.snapshot.Unlock()
+	s.absent.setAlive(s.membership.names())
 	s.reconciler.poke()
 	s.changed()
 }
@@ -269,6 +276,7 @@ func (s *speaker) linksChanged() {
 func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
 	switch node := s.membership.nodeOf(c.MAC); {
 	case node == "":
+		s.absent.unknown()
 		return layer2.Foreign
 	case node == s.o.node:
 		return layer2.Ignore
@@ -302,11 +310,8 @@ func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error
 			s.membership.setKeys(o.Data[membersKeys])
 		}
 	})
-	speakers, err2 := snapshot.On(ctx, s.cache, func(name string, o *v1beta1.Speaker, gone bool) {
-		switch {
-		case name != s.o.node:
-			s.membership.setSpeaker(name, o, gone)
-		case gone:
+	speakers, err2 := snapshot.On(ctx, s.cache, func(name string, _ *v1beta1.Speaker, gone bool) {
+		if name == s.o.node && gone {
 			s.status.lost()
 		}
 	})
@@ -318,6 +323,7 @@ func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error
 			}
 		}
 		s.membership.setNode(name, addrs, gone)
+		s.absent.setNode(name, gone)
 	})
 	return append(synced, secrets, speakers, node), errors.Join(err, err1, err2, err3)
 }
@@ -349,6 +355,7 @@ func (s *speaker) Start(ctx context.Context) error {
 		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
 		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
 		parts.start("members", s.membership.run)
+		parts.start("absent", func(ctx context.Context) error { s.absent.run(ctx); return nil })
 		s.changed()
 		select {
 		case <-ctx.Done():
@@ -356,7 +363,7 @@ func (s *speaker) Start(ctx context.Context) error {
 		}
 	}
 	s.log.Info("ending")
-	parts.stop("proxy", "reconcile", "status")
+	parts.stop("proxy", "reconcile", "status", "absent")
 	parts.start("end", func(context.Context) error { s.status.end(); return nil })
 	s.handOver()
 	parts.stop("end", "members", "layer2", "bgp", "bfd", "outside", "guard")

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/snapshot"
@@ -48,8 +46,7 @@ type membership struct {
 	cluster  *members.Cluster        // nil until it is known at which address, with which keys, and what to tell
 	addr     netip.Addr              // of this speaker
 	keys     [][]byte                // nil: not known
-	others   map[string]netip.Addr   // where the other speakers can be joined
-	nodes    map[string][]netip.Addr // the addresses of all nodes
+	nodes    map[string][]netip.Addr // the addresses of all nodes; at the first of each its speaker can be joined
 	links    []layer2.Link           // that this node has
 	named    []string                // patterns of the interfaces that L2Advertisements name; nil: not known
 	leftOut  []string                // links that others cannot be told of
@@ -57,7 +54,7 @@ type membership struct {
 	alive    map[string]snapshot.Member // as onMembers was told last
 	joined   bool                       // onJoined was called
 	gossiped map[string][]layer2.MAC    // hardware addresses by node: what live members tell
-	written  map[string][]layer2.MAC    // and what Speaker objects say, those of dead speakers too
+	written  map[string][]layer2.MAC    // and what those told last that are not, or wrote of themselves
 }
 
 // station is the node that has a hardware address.
@@ -75,7 +72,7 @@ const proxyGate = "the node's Service proxy is unhealthy"
 
 func newMembership(config membershipConfig) *membership {
 	m := &membership{
-		membershipConfig: config, restart: make(chan struct{}, 1), others: map[string]netip.Addr{}, nodes: map[string][]netip.Addr{},
+		membershipConfig: config, restart: make(chan struct{}, 1), nodes: map[string][]netip.Addr{},
 		gossiped: map[string][]layer2.MAC{}, written: map[string][]layer2.MAC{},
 	}
 	m.members.OnChange = func() { m.take(m.view()) }
@@ -91,6 +88,7 @@ func (m *membership) setNode(name string, addrs []netip.Addr, gone bool) {
 	switch {
 	case gone && m.nodes[name] != nil:
 		delete(m.nodes, name)
+		m.learn(m.written, name, nil)
 	case gone || len(addrs) == 0 || slices.Equal(m.nodes[name], addrs): // unknown is not empty
 		return
 	default:
@@ -106,12 +104,13 @@ func (m *membership) setNode(name string, addrs []netip.Addr, gone bool) {
 	}
 	if m.cluster != nil {
 		m.cluster.SetSources(m.sources())
+		m.cluster.SetPeers(m.peers())
 	}
 }
 
 // sources are the addresses that speakers may send from.
 func (m *membership) sources() []netip.Addr {
-	out := slices.Collect(maps.Values(m.others)) // of a node whose object lags behind
+	var out []netip.Addr
 	for _, addrs := range m.nodes {
 		out = append(out, addrs...)
 	}
@@ -176,37 +175,10 @@ func (m *membership) wake() {
 	}
 }
 
-// setSpeaker takes in the Speaker object of another node. All speakers' objects change all the time; most changes say
-// nothing new of where a speaker is.
-func (m *membership) setSpeaker(name string, o *v1beta1.Speaker, gone bool) {
-	var at netip.Addr
-	var macs []layer2.MAC
-	if !gone {
-		for _, text := range o.Status.Addresses {
-			if a, err := netip.ParseAddr(text); err == nil {
-				at = a.Unmap()
-				break
-			}
-		}
-		for _, text := range o.Status.HardwareAddresses {
-			if mac, err := net.ParseMAC(text); err == nil && len(mac) == 6 {
-				macs = append(macs, layer2.MAC(mac))
-			}
-		}
-	}
+// setStations takes in which hardware addresses the speaker of a node has written that it has.
+func (m *membership) setStations(node string, macs []layer2.MAC) {
 	m.mu.Lock()
-	if m.others[name] != at {
-		if at.IsValid() {
-			m.others[name] = at
-		} else {
-			delete(m.others, name)
-		}
-		if m.cluster != nil {
-			m.cluster.SetSources(m.sources())
-			m.cluster.SetPeers(m.peers())
-		}
-	}
-	more := m.learn(m.written, name, macs)
+	more := m.learn(m.written, node, macs)
 	m.mu.Unlock()
 	if more {
 		m.onNodeKnown()
@@ -265,8 +237,10 @@ func (m *membership) nodeOf(mac layer2.MAC) string {
 
 func (m *membership) peers() []netip.AddrPort {
 	var out []netip.AddrPort
-	for _, a := range m.others {
-		out = append(out, netip.AddrPortFrom(a, m.members.Port))
+	for name, addrs := range m.nodes {
+		if name != m.members.Name {
+			out = append(out, netip.AddrPortFrom(addrs[0], m.members.Port))
+		}
 	}
 	return out
 }
@@ -352,6 +326,15 @@ func (m *membership) view() members.View {
 	return c.View()
 }
 
+// names are the nodes whose speakers are alive.
+func (m *membership) names() map[string]bool {
+	out := map[string]bool{}
+	for _, one := range m.view().Members {
+		out[one.Name] = true
+	}
+	return out
+}
+
 // take passes on what the live speakers say of their nodes.
 func (m *membership) take(view members.View) {
 	m.mu.Lock()
@@ -375,6 +358,9 @@ func (m *membership) take(view members.View) {
 	}
 	for name := range m.gossiped {
 		if !here[name] {
+			if m.nodes[name] != nil {
+				m.learn(m.written, name, m.gossiped[name])
+			}
 			m.learn(m.gossiped, name, nil)
 		}
 	}

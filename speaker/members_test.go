@@ -141,9 +141,6 @@ func TestNodesWithManyPodsChooseTheSameOwners(t *testing.T) {
 				for j, other := range names {
 					addr := netip.AddrFrom4([4]byte{127, 3, byte(len(tt.named)), byte(j + 1)})
 					m.setNode(other, []netip.Addr{addr}, false)
-					if j != i {
-						m.setSpeaker(other, &v1beta1.Speaker{Status: v1beta1.SpeakerStatus{Addresses: []string{addr.String()}}}, false)
-					}
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
@@ -241,19 +238,13 @@ func TestLinksThatAreTold(t *testing.T) {
 	}
 }
 
-// A hardware address is a node's while the node, or its Speaker object, says so, and for a while after; then it is that of
+// A hardware address is a node's while the node says so, or has said so last, until the node is gone, and for a while after; then it is that of
 // a foreign host. What one node has no other can claim.
 func TestHardwareAddresses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, h := newTestMembership("node1", slog.DiscardHandler)
 		one, two := layer2.MAC{2, 0, 0, 0, 0, 1}, layer2.MAC{2, 0, 0, 0, 0, 2}
-		object := func(macs ...layer2.MAC) *v1beta1.Speaker {
-			o := &v1beta1.Speaker{}
-			for _, mac := range macs {
-				o.Status.HardwareAddresses = append(o.Status.HardwareAddresses, mac.String())
-			}
-			return o
-		}
+		m.setNode("node2", []netip.Addr{netip.MustParseAddr("192.0.2.12")}, false)
 		alive := func(name string, mac layer2.MAC) members.View {
 			return members.View{Joined: true, Members: []members.Member{{Name: name, Meta: members.Meta{Ready: true, Links: []members.Link{{Name: "eth0", MAC: mac}}}}}}
 		}
@@ -265,23 +256,21 @@ func TestHardwareAddresses(t *testing.T) {
 		}
 		m.take(alive("node2", one))
 		want("told", one, "node2", 1)
-		m.setSpeaker("node2", object(one), false)
-		want("written too", one, "node2", 1)
-		m.setSpeaker("node3", object(one), false)
+		m.setStations("node3", []layer2.MAC{one})
 		want("another one claims it", one, "node2", 1)
-		m.setSpeaker("node3", object(), false)
+		m.setStations("node3", nil)
 		m.take(members.View{Joined: true})
 		time.Sleep(time.Hour)
 		want("the speaker is dead for an hour", one, "node2", 1)
-		m.setSpeaker("node2", nil, true)
+		m.setNode("node2", nil, true)
 		time.Sleep(forgetTime - time.Second)
-		want("its object is gone", one, "node2", 1)
+		want("its Node is gone", one, "node2", 1)
 		time.Sleep(2 * time.Second)
 		want("and has been for a while", one, "", 1)
-		m.setSpeaker("node3", object(one, two), false)
+		m.setStations("node3", []layer2.MAC{one, two})
 		want("another node has it", one, "node3", 2)
 		m.take(alive("node4", two))
-		m.setSpeaker("node3", object(one), false)
+		m.setStations("node3", []layer2.MAC{one})
 		want("it is in another node now", two, "node4", 2)
 	})
 }

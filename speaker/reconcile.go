@@ -15,6 +15,7 @@ import (
 
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
@@ -37,6 +38,8 @@ type reconciler struct {
 	answered map[netip.Addr]bool // in a step: what layer 2 answers for; nil: not asked yet
 	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
 	exports  map[netip.Addr][]announce.Export
+	digests  map[string]digest.Sum // of exports, by peer
+	heldDown map[netip.Addr]bool   // addresses that are held down
 	weights  map[netip.Addr]weight
 	ranges   [][]announce.Export
 	drawn    []netip.Prefix           // ServiceCIDRs that are announced
@@ -74,7 +77,7 @@ func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
 		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{},
 		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
-		weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]string{},
+		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]string{},
 	}
 }
 

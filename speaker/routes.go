@@ -11,6 +11,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	corev1 "k8s.io/api/core/v1"
@@ -29,7 +30,11 @@ const weightInterval = 500 * time.Millisecond
 func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now time.Time) bool {
 	exports := r.snapshot.View().ForBGP(r.node, addr, claims).Exports
 	pass, retry := r.holddown.Filter(now, addr, len(exports) > 0)
+	delete(r.heldDown, addr)
 	if !pass {
+		if len(exports) > 0 {
+			r.heldDown[addr] = true
+		}
 		if exports = nil; !retry.IsZero() {
 			r.later[addr] = retry
 		}
@@ -41,6 +46,12 @@ func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now tim
 	if r.exports[addr] = exports; len(exports) == 0 {
 		delete(r.exports, addr)
 		delete(r.weights, addr)
+	}
+	for _, e := range old {
+		r.digests[e.Peer] -= digest.Route(addr, e.Prefix)
+	}
+	for _, e := range exports {
+		r.digests[e.Peer] += digest.Route(addr, e.Prefix)
 	}
 	return !slices.EqualFunc(exports, old, equalExport)
 }

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,12 +20,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
@@ -32,8 +36,7 @@ import (
 )
 
 // How long changes are collected before the Speaker object is written, how long a failed write rests, how long an ending
-// speaker tries to say so, and how long figures rest for each member of the group: every speaker hears of every change
-// to another's object, so that what changes everywhere at once costs the API server the square of their number.
+// speaker tries to say so, and how long figures that all speakers change at once rest for each of them.
 const (
 	statusDelay = 300 * time.Millisecond
 	statusRetry = 2 * time.Second
@@ -51,6 +54,9 @@ type status struct {
 	written  *v1beta1.Speaker             // as last written or read
 	at       time.Time                    // when that was
 	sessions map[string]bgp.SessionStatus // as last looked at
+
+	mu    sync.Mutex
+	lacks map[netip.Addr]time.Time // the addresses that this node does not answer and should, and since when
 }
 
 // statusConfig is what a status is made with.
@@ -63,6 +69,8 @@ type statusConfig struct {
 	bgp        *bgp.Speaker
 	guard      *guard.Guard
 	members    func() members.View
+	missing    func(now time.Time) (names []string, more int32, again time.Duration) // see absent
+	nodeOf     func(layer2.MAC) string                                               // see membership.nodeOf
 }
 
 func newStatus(c statusConfig) *status {
@@ -134,32 +142,28 @@ func (s *status) end() {
 	}
 }
 
-// rest is for how long a change is not worth writing yet: when nothing differs but who is a member and how many prefixes
-// a session has sent, unless that is none.
+// rest is for how long a change is not worth writing yet: when nothing differs but figures of sessions, unless these are
+// none, and how many speakers are missing besides those that are named.
 func (s *status) rest(want v1beta1.SpeakerStatus, now time.Time) time.Duration {
 	if s.written == nil || s.deleted.Load() {
 		return 0
 	}
 	have := s.written.Status
-	figures := func(a, b int32) bool { return a != b && a != 0 && b != 0 }
-	differ := !slices.Equal(want.Members, have.Members)
-	want.Members, want.Sessions = have.Members, slices.Clone(want.Sessions)
+	differ := want.MissingMore != have.MissingMore
+	want.MissingMore, want.Sessions = have.MissingMore, slices.Clone(want.Sessions)
 	for i := range min(len(want.Sessions), len(have.Sessions)) {
 		a, b := &want.Sessions[i], &have.Sessions[i]
-		if a.Peer == b.Peer {
-			if figures(a.PrefixesIPv4, b.PrefixesIPv4) {
-				a.PrefixesIPv4, differ = b.PrefixesIPv4, true
-			}
-			if figures(a.PrefixesIPv6, b.PrefixesIPv6) {
-				a.PrefixesIPv6, differ = b.PrefixesIPv6, true
-			}
+		if a.Peer != b.Peer || (a.PrefixesIPv4 == 0) != (b.PrefixesIPv4 == 0) || (a.PrefixesIPv6 == 0) != (b.PrefixesIPv6 == 0) {
+			continue
 		}
+		differ = differ || a.PrefixesIPv4 != b.PrefixesIPv4 || a.PrefixesIPv6 != b.PrefixesIPv6 || a.Digest != b.Digest
+		a.PrefixesIPv4, a.PrefixesIPv6, a.Digest = b.PrefixesIPv4, b.PrefixesIPv6, b.Digest
 	}
 	want.Conditions = merged(have.Conditions, want.Conditions)
 	if !differ || !equality.Semantic.DeepEqual(want, have) {
 		return 0
 	}
-	return s.at.Add(time.Duration(len(have.Members)) * figuresRest).Sub(now)
+	return s.at.Add(time.Duration(len(s.members().Members)) * figuresRest).Sub(now)
 }
 
 // merged are conditions that are to be set, with the times of their last change.
@@ -204,16 +208,34 @@ func (s *status) write(ctx context.Context, want v1beta1.SpeakerStatus, node *sn
 	}
 	next := s.written.DeepCopy()
 	next.Status = want
-	if err := s.client.Status().Update(ctx, next); err != nil {
+	// Of the answer, only the metadata is asked for.
+	answer := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	answer.SetGroupVersionKind(v1beta1.GroupVersion.WithKind("Speaker"))
+	body, err := client.MergeFromWithOptions(s.written, client.MergeFromWithOptimisticLock{}).Data(next)
+	if err != nil {
 		return err
 	}
+	if err := s.client.Status().Patch(ctx, answer, client.RawPatch(types.MergePatchType, body)); err != nil {
+		return err
+	}
+	next.ResourceVersion = answer.ResourceVersion
 	s.written, s.at = next, time.Now()
 	return nil
 }
 
-// strangerAge is how long a claim to an address that was never announced must have stood before it is reported: the
-// controller then takes the address from its Service. Speakers that start together know each other by then.
-const strangerAge = time.Second
+// claimAge is how long a claim to an address that was never announced must have stood before it is reported: the
+// controller then takes the address from its Service. Speakers that start together know each other by then. lackAge is
+// how long an address must have gone unanswered: it takes less to find out whether anybody has it.
+const (
+	claimAge = time.Second
+	lackAge  = 2 * time.Second
+)
+
+// How many of each kind are named in the object; the others are counted.
+const (
+	maxExceptions = 16
+	maxConflicts  = 64
+)
 
 // current is the status as it should be.
 func (s *status) current() v1beta1.SpeakerStatus {
@@ -223,23 +245,32 @@ func (s *status) current() v1beta1.SpeakerStatus {
 
 // wanted is the status as it should be, and what is known of the node, nil if nothing is.
 func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
-	young := false // there is a claim that is too young to be reported
+	view, answered := s.members(), s.layer2.Status().Addresses
+	now := time.Now()
+	var again time.Duration // when what is too young to be reported is not any more
+	soon := func(d time.Duration) {
+		if again == 0 || d < again {
+			again = d
+		}
+	}
 	defer func() {
-		if young {
-			time.AfterFunc(strangerAge, s.poke)
+		if again > 0 {
+			time.AfterFunc(again, s.poke)
 		}
 	}()
-	view := s.members()
-	out := v1beta1.SpeakerStatus{Version: s.version, Members: make([]string, 0, len(view.Members))}
-	for _, m := range view.Members {
-		out.Members = append(out.Members, m.Name)
+	out := v1beta1.SpeakerStatus{Version: s.version}
+	var wait time.Duration
+	if out.Missing, out.MissingMore, wait = s.missing(now); wait > 0 {
+		soon(wait)
 	}
-	achieved := map[netip.Addr][]string{}
-	for _, a := range s.layer2.Status().Addresses {
-		achieved[a.Addr] = a.Interfaces
+	for _, a := range answered {
 		for _, c := range a.Conflicts {
-			if c.Before && time.Since(c.Since) < strangerAge {
-				young = true
+			if age := now.Sub(c.Since); c.Before && age < claimAge {
+				soon(claimAge - age)
+				continue
+			}
+			if len(out.Conflicts) == maxConflicts {
+				out.ConflictsMore++
 				continue
 			}
 			out.Conflicts = append(out.Conflicts, v1beta1.AddressConflict{
@@ -258,11 +289,9 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, a := range node.Addresses {
 		out.Addresses = append(out.Addresses, a.String())
 	}
-	for addr, o := range r.duties {
-		if on := achieved[addr]; len(on) > 0 {
-			out.Layer2 = append(out.Layer2, v1beta1.Layer2Status{Address: addr.String(), Services: o.services, Interfaces: on})
-		}
-	}
+	out.Layer2 = s.layer2Status(answered, now, soon)
+	out.HeldDown, out.HeldDownMore = some(slices.SortedFunc(maps.Keys(r.heldDown), netip.Addr.Compare), netip.Addr.String)
+	digests := maps.Clone(r.digests)
 	for _, p := range r.problems {
 		out.Problems = append(out.Problems, v1beta1.Problem{Object: p.Kind + "/" + p.Name, Message: p.Message})
 	}
@@ -277,22 +306,109 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 		named := cfg != nil && slices.ContainsFunc(cfg.L2, func(ad config.L2Advertisement) bool { return announce.MatchAny(ad.Interfaces, l.Name) })
 		if !l.Excluded || named {
 			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
-			out.Interfaces = append(out.Interfaces, l.Name)
+			if out.Interfaces = append(out.Interfaces, l.Name); !l.Carrier {
+				out.InterfacesDown = append(out.InterfacesDown, l.Name)
+			}
 		}
 	}
 	slices.Sort(out.HardwareAddresses)
 	out.HardwareAddresses = slices.Compact(out.HardwareAddresses)
-	slices.SortFunc(out.Layer2, func(a, b v1beta1.Layer2Status) int { return cmp.Compare(a.Address, b.Address) })
 	for _, ses := range s.bgp.Status() {
-		out.Sessions = append(out.Sessions, sessionStatus(ses))
+		x := sessionStatus(ses)
+		x.Digest = digests[ses.Peer].String()
+		out.Sessions = append(out.Sessions, x)
 	}
 	slices.SortFunc(out.Sessions, func(a, b v1beta1.SessionStatus) int { return cmp.Compare(a.Peer, b.Peer) })
-	ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready", Message: "announcing"}
+	ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "announcing"}
 	if !view.Joined {
-		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, "Joining", "not yet joined with the other speakers: nothing is announced on the local network"
+		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, v1beta1.ReasonJoining, "not yet joined with the other speakers: nothing is announced on the local network"
 	}
 	out.Conditions = []metav1.Condition{ready, guardCondition(r.guard != nil, outside, s.guard.Status())}
 	return out, node
+}
+
+// layer2Status is what this node answers for, beside what it should answer for as it sees the cluster. The snapshot's lock
+// must be held. soon is called with when it has to be looked at again.
+func (s *status) layer2Status(answered []layer2.AddressStatus, now time.Time, soon func(time.Duration)) *v1beta1.Layer2Status {
+	r := s.reconciler
+	mine := func(addr netip.Addr) bool { return r.snapshot.Owner(addr).Owner == r.node }
+	out := &v1beta1.Layer2Status{}
+	var sum digest.Sum
+	var latest []layer2.AddressStatus
+	var besides []netip.Addr
+	byAddr := make(map[netip.Addr]*layer2.AddressStatus, len(answered))
+	for i := range answered {
+		a := &answered[i]
+		if byAddr[a.Addr] = a; len(a.Interfaces) == 0 {
+			continue
+		}
+		sum += digest.Address(a.Addr)
+		latest = append(latest, *a)
+		if !mine(a.Addr) {
+			besides = append(besides, a.Addr)
+		}
+	}
+	if len(r.duties) == 0 && len(latest) == 0 {
+		return nil
+	}
+	out.Answered, out.Digest = int32(len(latest)), sum.String()
+	slices.SortFunc(latest, func(a, b layer2.AddressStatus) int { return cmp.Or(b.Since.Compare(a.Since), a.Addr.Compare(b.Addr)) })
+	for _, a := range latest[:min(len(latest), maxExceptions)] {
+		out.Latest = append(out.Latest, a.Addr.String())
+	}
+	out.Besides, out.BesidesMore = some(besides, func(addr netip.Addr) v1beta1.AddressException {
+		return v1beta1.AddressException{Address: addr.String(), Reason: "node " + cmp.Or(r.snapshot.Owner(addr).Owner, "(none)") + " should"}
+	})
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var unanswered []netip.Addr
+	lacks := map[netip.Addr]time.Time{}
+	for addr := range r.duties {
+		if a := byAddr[addr]; a != nil && len(a.Interfaces) > 0 || !mine(addr) {
+			continue
+		}
+		since, known := s.lacks[addr]
+		if !known {
+			since = now
+		}
+		lacks[addr] = since
+		if age := now.Sub(since); age < lackAge {
+			soon(lackAge - age)
+			continue
+		}
+		unanswered = append(unanswered, addr)
+	}
+	s.lacks = lacks
+	slices.SortFunc(unanswered, netip.Addr.Compare)
+	out.Unanswered, out.UnansweredMore = some(unanswered, func(addr netip.Addr) v1beta1.AddressException {
+		return v1beta1.AddressException{Address: addr.String(), Reason: s.unansweredBecause(byAddr[addr])}
+	})
+	return out
+}
+
+// unansweredBecause is why an address is not answered that this node should answer for.
+func (s *status) unansweredBecause(a *layer2.AddressStatus) string {
+	switch {
+	case a == nil:
+		return "the speaker has not begun to"
+	case a.State == layer2.Answering:
+		return "no interface of the node has a carrier and can be announced on"
+	case a.State == layer2.Standby && a.Holder != layer2.MAC{}:
+		if node := s.nodeOf(a.Holder); node != "" {
+			return "node " + node + " answers for it"
+		}
+		return a.Holder.String() + " answers for it"
+	}
+	return cmp.Or(a.Reason, string(a.State))
+}
+
+// some are the first few of a list as they are shown, and how many there are beside them.
+func some[T, S any](all []T, show func(T) S) (out []S, more int32) {
+	for _, x := range all[:min(len(all), maxExceptions)] {
+		out = append(out, show(x))
+	}
+	return out, int32(len(all) - len(out))
 }
 
 // guardCondition says what the guard has achieved, if it is on, against what comes in by the interfaces outside, nil
@@ -302,7 +418,7 @@ func guardCondition(on bool, outside []string, s guard.Status) metav1.Condition 
 	const otherwise = "packets for announced addresses that no Service has may go round between the routers and this node"
 	switch {
 	case !on:
-		c.Reason, c.Message = "SwitchedOff", "the speaker runs with --guard=false: "+otherwise
+		c.Reason, c.Message = v1beta1.ReasonSwitchedOff, "the speaker runs with --guard=false: "+otherwise
 	case s.Err != nil:
 		what, more, _ := strings.Cut(s.Err.Error(), "\n")
 		if n := strings.Count(more, "\n"); more != "" {
@@ -315,13 +431,13 @@ func guardCondition(on bool, outside []string, s guard.Status) metav1.Condition 
 		case errors.Is(s.Err, unix.EAFNOSUPPORT), errors.Is(s.Err, unix.EOPNOTSUPP):
 			do = "the node's kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)"
 		}
-		c.Reason, c.Message = "KernelRefuses", fmt.Sprintf("%s: %s; %s, or switch it off with --guard=false", otherwise, what, do)
+		c.Reason, c.Message = v1beta1.ReasonKernelRefuses, fmt.Sprintf("%s: %s; %s, or switch it off with --guard=false", otherwise, what, do)
 	case outside == nil:
 		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Pending", "the node's interfaces are not known yet"
 	case len(outside) == 0:
-		c.Reason, c.Message = "NoInterface", "no interface of the node leads outside, as far as their names say: "+otherwise
+		c.Reason, c.Message = v1beta1.ReasonNoInterface, "no interface of the node leads outside, as far as their names say: "+otherwise
 	default:
-		c.Status, c.Reason = metav1.ConditionTrue, "Guarded"
+		c.Status, c.Reason = metav1.ConditionTrue, v1beta1.ReasonGuarded
 		c.Message = "packets for announced addresses that no Service has are unreachable when they come in by " + strings.Join(outside, ", ")
 	}
 	return c

@@ -17,6 +17,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/speaker/guard"
+	"github.com/clarionlb/clarion/speaker/members"
 )
 
 // statusWorld is a status that writes to an API server of its own.
@@ -49,7 +50,7 @@ var (
 	guarded = metav1.Condition{Type: v1beta1.ConditionGuarded, Status: metav1.ConditionTrue, Reason: "Guarded", Message: "by eth0"}
 	active  = v1beta1.SpeakerStatus{
 		Version: "v1", Addresses: []string{"192.0.2.11"}, HardwareAddresses: []string{"02:00:00:00:00:01"}, Interfaces: []string{"eth0"},
-		Members: []string{"a", "b"}, Layer2: []v1beta1.Layer2Status{{Address: "192.0.2.1"}},
+		Missing: []string{"b"}, Layer2: &v1beta1.Layer2Status{Answered: 1, Digest: "4b8feb9364512928"},
 		Sessions:   []v1beta1.SessionStatus{{Peer: "tor", State: "Established", PrefixesIPv4: 3}},
 		Conditions: []metav1.Condition{ready, guarded},
 	}
@@ -68,14 +69,14 @@ func TestEndedSpeaker(t *testing.T) {
 	}
 	s.end()
 	got := read(t, c).Status
-	if len(got.Members)+len(got.Layer2)+len(got.Sessions) > 0 || len(got.Conditions) != 1 || got.Conditions[0].Reason != v1beta1.ReasonEnded {
+	if len(got.Missing)+len(got.Sessions) > 0 || got.Layer2 != nil || len(got.Conditions) != 1 || got.Conditions[0].Reason != v1beta1.ReasonEnded {
 		t.Errorf("ended: %+v", got)
 	}
 	if len(got.Addresses) != 1 || len(got.HardwareAddresses) != 1 {
 		t.Errorf("ended, and fellows cannot find it any more: %+v", got)
 	}
 	s.put(t, active)
-	if got := read(t, c).Status; len(got.Members) != 2 || got.Conditions[0].Reason != "Ready" {
+	if got := read(t, c).Status; len(got.Missing) != 1 || got.Conditions[0].Reason != "Ready" {
 		t.Errorf("back: %+v", got)
 	}
 }
@@ -92,7 +93,7 @@ func TestDeletedSpeakerIsMadeAgain(t *testing.T) {
 	w.set(n)
 	s.lost()
 	s.put(t, active)
-	if o := read(t, c); len(o.Status.Members) != 2 || len(o.OwnerReferences) != 1 || o.OwnerReferences[0].UID != "another" {
+	if o := read(t, c); len(o.Status.Missing) != 1 || len(o.OwnerReferences) != 1 || o.OwnerReferences[0].UID != "another" {
 		t.Errorf("made again: %+v", o)
 	}
 }
@@ -101,9 +102,7 @@ func TestDeletedSpeakerIsMadeAgain(t *testing.T) {
 func TestFiguresRest(t *testing.T) {
 	_, s, _ := statusWorld(t)
 	many := active
-	for i := range 498 {
-		many.Members = append(many.Members, fmt.Sprint("node", i))
-	}
+	s.members = func() members.View { return members.View{Members: make([]members.Member, 500)} }
 	now := time.Now()
 	if rest := s.rest(many, now); rest > 0 {
 		t.Errorf("the first status rests for %v", rest)
@@ -120,20 +119,23 @@ func TestFiguresRest(t *testing.T) {
 		want v1beta1.SpeakerStatus
 		rest time.Duration
 	}{
-		{"another member", edit(func(o *v1beta1.SpeakerStatus) { o.Members = o.Members[1:] }), 10 * time.Second},
+		{"more missing, which others name", edit(func(o *v1beta1.SpeakerStatus) { o.MissingMore = 3 }), 10 * time.Second},
+		{"another missing", edit(func(o *v1beta1.SpeakerStatus) { o.Missing = []string{"b", "c"} }), 0},
+		{"another address", edit(func(o *v1beta1.SpeakerStatus) { o.Layer2.Digest = "424506ed5b52990d" }), 0},
+		{"other prefixes", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].Digest = "424506ed5b52990d" }), 10 * time.Second},
 		{"more prefixes", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4 = 4 }), 10 * time.Second},
 		{"no prefix any more", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4 = 0 }), 0},
 		{"the first prefix", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv6 = 1 }), 0},
 		{"more prefixes, and a gate", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4, o.Gate = 4, "x" }), 0},
-		{"a member, and a session down", edit(func(o *v1beta1.SpeakerStatus) { o.Members, o.Sessions[0].State = o.Members[1:], "Idle" }), 0},
+		{"more missing, and a session down", edit(func(o *v1beta1.SpeakerStatus) { o.MissingMore, o.Sessions[0].State = 3, "Idle" }), 0},
 		{"nothing", many, 0},
 	} {
 		if rest := max(0, s.rest(c.want, now)); rest != c.rest {
 			t.Errorf("%s rests for %v, want %v", c.what, rest, c.rest)
 		}
 	}
-	if rest := s.rest(edit(func(o *v1beta1.SpeakerStatus) { o.Members = o.Members[1:] }), now.Add(10*time.Second)); rest > 0 {
-		t.Errorf("another member rests for %v more after 10 s", rest)
+	if rest := s.rest(edit(func(o *v1beta1.SpeakerStatus) { o.MissingMore = 3 }), now.Add(10*time.Second)); rest > 0 {
+		t.Errorf("a figure rests for %v more after 10 s", rest)
 	}
 }
 

@@ -34,7 +34,9 @@ func TestImports(t *testing.T) {
 		{"controller/ipam", impure},
 		{"internal/pool", impure},
 		{"internal/config", impure},
-		{"internal/verdict", impure},
+		{"internal/explain", impure},
+		{"internal/digest", append(impure, kubernetes...)},
+		{"internal/text", append(impure, kubernetes...)},
 		{"controller", []string{"github.com/osrg/", "github.com/mdlayher/", "github.com/hashicorp/memberlist"}},
 	} {
 		for _, dep := range deps(t, module+tt.pkg) {

@@ -8,12 +8,12 @@ type SpeakerStatus struct {
 	// +optional
 	Version string `json:"version,omitempty"`
 
-	// addresses are the node addresses at which this speaker can be joined by its fellows.
+	// addresses are the node addresses at which other speakers can join this one.
 	// +listType=atomic
 	// +optional
 	Addresses []string `json:"addresses,omitempty"`
 
-	// hardwareAddresses are those that this node announces addresses with, by which its fellows know it on the wire.
+	// hardwareAddresses are those that this node announces addresses with, by which other speakers know it on the wire.
 	// +listType=atomic
 	// +optional
 	HardwareAddresses []string `json:"hardwareAddresses,omitempty"`
@@ -23,10 +23,21 @@ type SpeakerStatus struct {
 	// +optional
 	Interfaces []string `json:"interfaces,omitempty"`
 
-	// members are the names of the nodes whose speakers this one knows to be alive, itself included.
+	// interfacesDown are those of them that have no carrier.
 	// +listType=atomic
 	// +optional
-	Members []string `json:"members,omitempty"`
+	InterfacesDown []string `json:"interfacesDown,omitempty"`
+
+	// missing are the names of nodes that have a speaker which is not alive, as this one sees it; empty when all is well.
+	// Each missing node is named by the three living speakers that its name chooses, not by all of them, and no speaker
+	// names more than 32.
+	// +listType=atomic
+	// +optional
+	Missing []string `json:"missing,omitempty"`
+
+	// missingMore is how many speakers this one misses beside those that it names. 0 if it names none.
+	// +optional
+	MissingMore int32 `json:"missingMore,omitempty"`
 
 	// gate says why the node does not attract traffic while others can: its Service proxy is unhealthy, or it is being
 	// drained. Empty when nothing speaks against it.
@@ -37,11 +48,9 @@ type SpeakerStatus struct {
 	// +optional
 	Drained bool `json:"drained,omitempty"`
 
-	// layer2 are the addresses that this node answers ARP and NDP for.
-	// +listType=map
-	// +listMapKey=address
+	// layer2 is what the node answers ARP and NDP for.
 	// +optional
-	Layer2 []Layer2Status `json:"layer2,omitempty"`
+	Layer2 *Layer2Status `json:"layer2,omitempty"`
 
 	// sessions are the node's BGP sessions.
 	// +listType=map
@@ -49,10 +58,24 @@ type SpeakerStatus struct {
 	// +optional
 	Sessions []SessionStatus `json:"sessions,omitempty"`
 
-	// conflicts are addresses that a stranger on the local network claims.
+	// heldDown are addresses that the node could announce to its peers and does not yet, because they came and went too
+	// often; 16 at most.
+	// +listType=atomic
+	// +optional
+	HeldDown []string `json:"heldDown,omitempty"`
+
+	// heldDownMore is how many addresses are held down beside those.
+	// +optional
+	HeldDownMore int32 `json:"heldDownMore,omitempty"`
+
+	// conflicts are addresses that a foreign host on the local network claims; 64 at most.
 	// +listType=atomic
 	// +optional
 	Conflicts []AddressConflict `json:"conflicts,omitempty"`
+
+	// conflictsMore is how many claims were heard beside those.
+	// +optional
+	ConflictsMore int32 `json:"conflictsMore,omitempty"`
 
 	// problems are configuration objects that this node cannot use as written, and why.
 	// +listType=atomic
@@ -66,16 +89,42 @@ type SpeakerStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// Layer2Status is an address that the node answers ARP or NDP for.
+// Layer2Status is what a node answers ARP and NDP for. Who should answer for an address follows from the configuration
+// and from which speakers are alive; here is what tells whether the node does, and what differs from it. It does not grow
+// with the number of addresses.
 type Layer2Status struct {
-	// address that is answered for.
+	// answered is the number of addresses that the node answers for.
+	Answered int32 `json:"answered"`
+	// digest of these addresses, sixteen hexadecimal digits: the sum modulo 2^64 of the first eight bytes of the SHA-256
+	// of each address in network byte order.
+	Digest string `json:"digest"`
+	// latest are those of them that the node began to answer for last, the newest first; 16 at most.
+	// +listType=atomic
+	// +optional
+	Latest []string `json:"latest,omitempty"`
+	// unanswered are addresses that the node should answer for and does not; 16 at most.
+	// +listType=atomic
+	// +optional
+	Unanswered []AddressException `json:"unanswered,omitempty"`
+	// unansweredMore is how many there are beside those.
+	// +optional
+	UnansweredMore int32 `json:"unansweredMore,omitempty"`
+	// besides are addresses that the node answers for though another node should; 16 at most.
+	// +listType=atomic
+	// +optional
+	Besides []AddressException `json:"besides,omitempty"`
+	// besidesMore is how many there are beside those.
+	// +optional
+	BesidesMore int32 `json:"besidesMore,omitempty"`
+}
+
+// AddressException is an address that a node does not do with what it should.
+type AddressException struct {
+	// address that it is about.
 	Address string `json:"address"`
-	// services that the address belongs to, as namespace/name.
-	// +listType=atomic
-	Services []string `json:"services"`
-	// interfaces it is answered on.
-	// +listType=atomic
-	Interfaces []string `json:"interfaces"`
+	// reason for a person.
+	// +optional
+	Reason string `json:"reason,omitempty"`
 }
 
 // SessionStatus is a BGP session.
@@ -110,6 +159,11 @@ type SessionStatus struct {
 	PrefixesIPv4 int32 `json:"prefixesIPv4"`
 	// prefixesIPv6 is the number of IPv6 prefixes that are announced in this session.
 	PrefixesIPv6 int32 `json:"prefixesIPv6"`
+	// digest of what is to be announced in this session for addresses of Services, sixteen hexadecimal digits: the sum modulo 2^64 of the first
+	// eight bytes of the SHA-256 of each address, followed by the prefix that it is announced in and the prefix's length
+	// in one byte.
+	// +optional
+	Digest string `json:"digest,omitempty"`
 	// gracefulRestart says that both sides agreed on graceful restart.
 	// +optional
 	GracefulRestart bool `json:"gracefulRestart,omitempty"`
@@ -127,7 +181,7 @@ type SessionStatus struct {
 	LastError string `json:"lastError,omitempty"`
 }
 
-// AddressConflict is an address that a stranger on the local network claims.
+// AddressConflict is an address that a foreign host on the local network claims.
 type AddressConflict struct {
 	// address that is claimed.
 	Address string `json:"address"`
@@ -156,8 +210,8 @@ type Problem struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=clarion
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
-// +kubebuilder:printcolumn:name="Members",type=string,JSONPath=`.status.members`
-// +kubebuilder:printcolumn:name="Layer2",type=string,JSONPath=`.status.layer2[*].address`
+// +kubebuilder:printcolumn:name="Missing",type=string,JSONPath=`.status.missing`
+// +kubebuilder:printcolumn:name="Layer2",type=integer,JSONPath=`.status.layer2.answered`
 // +kubebuilder:printcolumn:name="Sessions",type=string,JSONPath=`.status.sessions[*].state`
 // +kubebuilder:printcolumn:name="Version",type=string,priority=1,JSONPath=`.status.version`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

@@ -101,6 +101,20 @@ func (c Claim) endpoints(addr netip.Addr) map[string]int {
 	return c.Service.Endpoints6.usable()
 }
 
+// Anywhere says whether every node can serve the claim on an address, endpoints of its own or not.
+func (c Claim) Anywhere(addr netip.Addr) bool { return !c.local() && c.HasEndpoint(addr) }
+
+// EndpointNodes are the nodes with endpoints that can serve an address, sorted; those without a node are left out.
+func (c Claim) EndpointNodes(addr netip.Addr) (out []string) {
+	for node, n := range c.endpoints(addr) {
+		if n > 0 && node != "" {
+			out = append(out, node)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // local says whether only nodes with an endpoint of their own can serve the claim.
 func (c Claim) local() bool {
 	if c.Type == v1beta1.AddressClusterIP {

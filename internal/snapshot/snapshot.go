@@ -14,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -324,55 +323,6 @@ func NotReady(n *corev1.Node) bool {
 func (s *Snapshot) NotReady(node string) bool {
 	n := s.nodes[node]
 	return n != nil && n.notReady
-}
-
-// Ended says whether a speaker has ended, by its own last words.
-func Ended(sp *v1beta1.Speaker) bool {
-	c := meta.FindStatusCondition(sp.Status.Conditions, v1beta1.ConditionReady)
-	return c != nil && c.Status == metav1.ConditionFalse && c.Reason == v1beta1.ReasonEnded
-}
-
-// Living are the nodes whose speakers are alive, by the members that each speaker last wrote to see, its own among them:
-// those that more than half of the speakers name. The last words of those that died stay, so those on nodes that are not
-// ready do not count, if there are others; nor do those that say that they have ended.
-func Living(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) map[string]bool {
-	votes, voters := map[string]int{}, 0
-	for _, all := range []bool{false, true} {
-		for node, sp := range speakers {
-			if !Ended(sp) && (all || !notReady(node)) {
-				voters++
-				for _, m := range sp.Status.Members {
-					votes[m]++
-				}
-			}
-		}
-		if voters > 0 {
-			break
-		}
-	}
-	out := map[string]bool{}
-	for node, sp := range speakers {
-		if 2*votes[node] > voters && !Ended(sp) {
-			out[node] = true
-		}
-	}
-	return out
-}
-
-// Speakers takes in what all speakers have written of themselves: who is alive, and what those say of their nodes. It is
-// for whoever is no speaker; speakers know that from each other, and sooner.
-func (s *Snapshot) Speakers(speakers map[string]*v1beta1.Speaker) {
-	alive := map[string]Member{}
-	for name := range Living(speakers, s.NotReady) {
-		status := &speakers[name].Status
-		m := Member{Gate: status.Gate, SessionUp: slices.ContainsFunc(status.Sessions, func(x v1beta1.SessionStatus) bool { return x.State == "Established" })}
-		for _, i := range status.Interfaces {
-			m.Links = append(m.Links, announce.Link{Name: i, Up: true}) // which of them are up is not told
-		}
-		alive[name] = m
-		s.SetDrained(name, status.Drained)
-	}
-	s.Members(alive)
 }
 
 // service takes in a Service, nil when it is gone.

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -220,33 +221,47 @@ func TestPoolOfAnAddressThatFellOut(t *testing.T) {
 	}
 }
 
-// Whose speakers are alive, by what the living and the dead have written last.
+// Whose speakers are alive, by what the living and the dead have written last: "a:bc" is that a misses b and c, and "a!"
+// that a has ended; "+3" that it misses three that it does not name.
 func TestLiving(t *testing.T) {
-	for _, tt := range []struct{ name, members, lost, want string }{
-		{"all", "a:abc b:abc c:abc", "", "abc"},
-		{"one dead", "a:abc b:bc c:bc", "", "bc"},
-		{"one of two dead", "a:ab b:b", "", "b"},
-		{"the only one", "a:a", "", "a"},
-		{"one does not see another", "a:abc b:abc c:ac", "", "abc"},
-		{"most died together, a moment ago", "a:abcd b:abcd c:abcd d:d", "", "abcd"},
-		{"most died together, and Kubernetes knows", "a:abcd b:abcd c:abcd d:d", "abc", "d"},
-		{"Kubernetes has lost all nodes", "a:abc b:bc c:bc", "abc", "bc"},
+	for _, tt := range []struct{ name, speakers, lost, want string }{
+		{"all", "a: b: c:", "", "abc"},
+		{"one dead", "a: b:a c:", "", "bc"},
+		{"one of two dead", "a: b:a", "", "b"},
+		{"the only one", "a:", "", "a"},
 		{"nobody has written", "", "", ""},
-		{"one has ended, and not all have noticed", "a: b:abc c:abc", "", "bc"},
-		{"all have ended, the last one alone", "a: b: c:", "", ""},
-		{"all but one have ended", "a: b: c:c", "", "c"},
-		{"some have ended, the others died, and Kubernetes knows", "a: b:abc c:c", "b", "c"},
+		{"one that is cut off, and says so first", "a:bcd b: c: d:", "", "a"}, // which it waits with
+		{"one that is cut off", "a:bcd b:a c: d:", "", "bcd"},
+		{"one that is cut off, and names those that name it", "a:bcd b:a c:a d:a", "", "bcd"},
+		{"one that is cut off, and does not name all", "a:bc+3 b:a c: d: e: f:", "", "bcdef"},
+		{"most died together", "a: b: c: d:abc", "", "d"},
+		{"what a dead speaker said of one that is back", "a:b b: c:a", "", "bc"},
+		{"what the dead said of each other, and of the living", "a:bc b: c:a d:ab", "", "cd"},
+		{"two sides of different sizes", "a:de b: c: d:a+2 e:bc+1", "", "abc"},
+		{"two sides of one size", "a:cd b: c:ab d:", "", "ab"},
+		{"one that nobody knows", "a:z b:", "", "ab"},
+		{"one says of itself that it is missing", "a:a b:", "", "ab"},
+		{"one was lost by Kubernetes only", "a: b: c:", "a", "abc"},
+		{"the words of one that Kubernetes has lost", "a:bc b: c:", "a", "abc"},
+		{"Kubernetes has lost all nodes", "a: b:a c:", "abc", "bc"},
+		{"one has ended, and others miss it", "a! b:a c:", "", "bc"},
+		{"all have ended", "a! b! c!", "", ""},
+		{"what one said that has ended does not count", "a:b! b: c:", "", "bc"},
+		{"some have ended, another died, and Kubernetes knows", "a! b:c c:b", "b", "c"},
 	} {
 		speakers := map[string]*v1beta1.Speaker{}
-		for _, f := range strings.Fields(tt.members) {
-			ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: "Ready"}
-			sp := &v1beta1.Speaker{}
-			if f[2:] == "" {
+		for _, f := range strings.Fields(tt.speakers) {
+			ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady}
+			missing, ended := strings.CutSuffix(strings.TrimPrefix(f[1:], ":"), "!")
+			if ended {
 				ready.Status, ready.Reason = metav1.ConditionFalse, v1beta1.ReasonEnded
-			} else {
-				sp.Status.Members = strings.Split(f[2:], "")
 			}
-			sp.Status.Conditions = []metav1.Condition{ready}
+			names, more, _ := strings.Cut(missing, "+")
+			n, _ := strconv.Atoi(more)
+			sp := &v1beta1.Speaker{Status: v1beta1.SpeakerStatus{MissingMore: int32(n), Conditions: []metav1.Condition{ready}}}
+			if names != "" {
+				sp.Status.Missing = strings.Split(names, "")
+			}
 			speakers[f[:1]] = sp
 		}
 		living := Living(speakers, func(node string) bool { return strings.Contains(tt.lost, node) })
@@ -264,9 +279,10 @@ func TestSpeakers(t *testing.T) {
 		s.node(n, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n, Annotations: map[string]string{v1beta1.AnnotationDrain: map[string]string{"a": "true"}[n]}}})
 	}
 	sp := func(interfaces ...string) *v1beta1.Speaker {
-		return &v1beta1.Speaker{Status: v1beta1.SpeakerStatus{Members: []string{"a", "b"}, Interfaces: interfaces}}
+		return &v1beta1.Speaker{Status: v1beta1.SpeakerStatus{Interfaces: interfaces}}
 	}
 	speakers := map[string]*v1beta1.Speaker{"a": sp("eth0", "eth1"), "b": sp(), "c": {}}
+	speakers["a"].Status.Missing = []string{"c"}
 	tell := func(want string) {
 		t.Helper()
 		s.Speakers(speakers)
@@ -285,8 +301,6 @@ func TestSpeakers(t *testing.T) {
 	tell("a alive=true drained=true links=[{eth0 true false} {eth1 true false}]; b alive=true drained=false links=[]; c alive=false drained=false links=[]; ")
 	speakers["a"].Status.Drained = false
 	delete(speakers, "b")
-	speakers["a"].Status.Members = []string{"a"}
-	speakers["c"].Status.Members = []string{"a"}
 	tell("a alive=true drained=false links=[{eth0 true false} {eth1 true false}]; b alive=false drained=false links=[]; c alive=false drained=false links=[]; ")
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -149,8 +150,8 @@ func (b *bench) joined(ctx context.Context) error {
 			return fmt.Errorf("there are Speaker objects of %d nodes, want %d", len(list.Items), len(b.Nodes()))
 		}
 		for _, s := range list.Items {
-			if len(s.Status.Members) != len(b.Nodes()) {
-				return fmt.Errorf("the speaker of %s knows %v", s.Name, s.Status.Members)
+			if !meta.IsStatusConditionTrue(s.Status.Conditions, v1beta1.ConditionReady) || len(s.Status.Missing) > 0 {
+				return fmt.Errorf("the speaker of %s misses %v, %v", s.Name, s.Status.Missing, s.Status.Conditions)
 			}
 		}
 		return nil

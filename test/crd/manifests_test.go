@@ -10,6 +10,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -49,7 +50,7 @@ func TestRights(t *testing.T) {
 		{"speaker", "list", "endpointslices.discovery.k8s.io", other, "", true},
 		{"speaker", "patch", "services/status", other, "web", false},
 		{"speaker", "patch", "ipaddresspools.clarionlb.io/status", "", "lan", false},
-		{"speaker", "update", "speakers.clarionlb.io/status", "", "node1", true},
+		{"speaker", "patch", "speakers.clarionlb.io/status", "", "node1", true},
 		{"speaker", "update", "speakers.clarionlb.io", "", "node1", false},
 		{"speaker", "list", "namespaces", "", "", false},
 		{"speaker", "delete", "speakers.clarionlb.io", "", "node1", false},
@@ -113,15 +114,14 @@ func TestSpeakerWritesItsOwnObjectOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign.Status = v1beta1.SpeakerStatus{Version: "v1"}
-	if err := c.Status().Update(t.Context(), foreign); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+	version := client.RawPatch(types.MergePatchType, []byte(`{"status":{"version":"v1"}}`))
+	if err := c.Status().Patch(t.Context(), foreign, version); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
 		t.Errorf("write another's status: error %v, want %q", err, want)
 	}
 	if err := c.Create(t.Context(), own); err != nil {
 		t.Errorf("create its own: %v", err)
 	}
-	own.Status = v1beta1.SpeakerStatus{Version: "v1"}
-	if err := c.Status().Update(t.Context(), own); err != nil {
+	if err := c.Status().Patch(t.Context(), own, version); err != nil {
 		t.Errorf("write its own status: %v", err)
 	}
 

@@ -116,9 +116,9 @@ test blue  False -   why`,
 			&v1beta1.Speaker{ObjectMeta: meta, Status: v1beta1.SpeakerStatus{
 				Version:   "v1",
 				Addresses: []string{"192.0.2.11", "2001:db8::11"},
-				Members:   []string{"node1", "node2"},
+				Missing:   []string{"node3"},
 				Gate:      "being drained",
-				Layer2:    []v1beta1.Layer2Status{{Address: "192.0.2.200", Services: []string{"default/web"}, Interfaces: []string{"eth0"}}},
+				Layer2:    &v1beta1.Layer2Status{Answered: 1, Digest: "4b8feb9364512928", Latest: []string{"192.0.2.1"}},
 				Sessions: []v1beta1.SessionStatus{{Peer: "tor1", Address: "192.0.2.1", State: "Established", Since: &now, PeerASN: 64512,
 					Families: []string{"IPv4"}, HoldTimeSeconds: 9, KeepaliveSeconds: 3, PrefixesIPv4: 1, PrefixesIPv6: 0,
 					GracefulRestart: true, BFD: "Up", LastError: "hold timer expired"}},
@@ -127,8 +127,8 @@ test blue  False -   why`,
 				Conditions: ready,
 			}},
 			"speakers", `
-NAME READY MEMBERS           LAYER2      SESSIONS    VERSION AGE
-test False ["node1","node2"] 192.0.2.200 Established v1      -`,
+NAME READY MISSING   LAYER2 SESSIONS    VERSION AGE
+test False ["node3"] 1      Established v1      -`,
 		},
 	} {
 		t.Run(row.plural, func(t *testing.T) {
