@@ -77,6 +77,10 @@ bench: deps ## figures of allocation, in the lab; and Go benchmarks
 bench-l2: deps ## figures of layer 2, in the lab: failover, takeover, storms
 	go run ./test/bench l2
 
+.PHONY: bench-scale
+bench-scale: deps ## what events, memory and many Services cost; a thousand nodes are only told of
+	go run ./test/bench scale
+
 .PHONY: bench-bgp
 bench-bgp: deps ## figures of BGP and BFD, in the lab and against FRR
 	go run ./test/bench bgp

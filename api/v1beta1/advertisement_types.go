@@ -135,6 +135,7 @@ const (
 // BGPAdvertisementSpec says which prefixes are announced to which BGP peers, by which nodes, with which attributes.
 // +kubebuilder:validation:XValidation:rule="!has(self.serviceSelectors) || size(self.serviceSelectors) == 0 || ((!has(self.aggregationLength) || self.aggregationLength == 32) && (!has(self.aggregationLengthV6) || self.aggregationLengthV6 == 128))",message="serviceSelectors cannot be combined with aggregation: an aggregate covers Services that are not selected"
 // +kubebuilder:validation:XValidation:rule="'LoadBalancerIP' in self.addressTypes || ((!has(self.ipAddressPools) || size(self.ipAddressPools) == 0) && (!has(self.ipAddressPoolSelectors) || size(self.ipAddressPoolSelectors) == 0))",message="pools are selected for the address type LoadBalancerIP, which addressTypes leaves out"
+// +kubebuilder:validation:XValidation:rule="('ExternalIP' in self.addressTypes) == (has(self.externalIPRanges) && size(self.externalIPRanges) > 0)",message="the address type ExternalIP needs externalIPRanges, and they need it: which external IPs may be announced is not for whoever creates a Service to say"
 // +kubebuilder:validation:XValidation:rule="'LoadBalancerIP' in self.addressTypes || 'ExternalIP' in self.addressTypes || 'ClusterIP' in self.addressTypes || !has(self.serviceSelectors) || size(self.serviceSelectors) == 0",message="serviceSelectors select addresses of Services, which addressTypes leaves out"
 type BGPAdvertisementSpec struct {
 	// ipAddressPools names the pools whose addresses are announced, besides those that ipAddressPoolSelectors match.
@@ -177,6 +178,14 @@ type BGPAdvertisementSpec struct {
 	// +listType=set
 	// +optional
 	AddressTypes []AddressType `json:"addressTypes,omitempty"`
+
+	// externalIPRanges are the ranges that spec.externalIPs of Services must be in to be announced, as CIDRs. Addresses of
+	// nodes, pods, ClusterIPs, BGP peers, IPAddressPools and other Services are never announced as external IPs, whatever
+	// the ranges say. Applies to the address type ExternalIP, which needs it.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=set
+	// +optional
+	ExternalIPRanges []CIDR `json:"externalIPRanges,omitempty"`
 
 	// aggregationLength is the prefix length that IPv4 Service addresses are announced with, 1 to 32.
 	// +kubebuilder:default=32
@@ -225,6 +234,11 @@ type BGPAdvertisementSpec struct {
 	// +optional
 	Weighted bool `json:"weighted,omitempty"`
 }
+
+// CIDR is a range of addresses in CIDR notation ("203.0.113.0/24").
+// +kubebuilder:validation:MaxLength=43
+// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="must be a CIDR (203.0.113.0/24)"
+type CIDR string
 
 // CommunityReference is a community's value or its name.
 // +kubebuilder:validation:MaxLength=63

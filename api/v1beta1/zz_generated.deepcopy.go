@@ -291,6 +291,11 @@ func (in *BGPAdvertisementSpec) DeepCopyInto(out *BGPAdvertisementSpec) {
 		*out = make([]AddressType, len(*in))
 		copy(*out, *in)
 	}
+	if in.ExternalIPRanges != nil {
+		in, out := &in.ExternalIPRanges, &out.ExternalIPRanges
+		*out = make([]CIDR, len(*in))
+		copy(*out, *in)
+	}
 	if in.AggregationLength != nil {
 		in, out := &in.AggregationLength, &out.AggregationLength
 		*out = new(int32)

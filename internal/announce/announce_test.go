@@ -91,7 +91,7 @@ func parseCase(t *testing.T, ar *txtar.Archive) *testCase {
 }
 
 // fact takes in one line: "pool NAME PREFIX", "node NAME key=value…", "service NS/NAME key=value…",
-// "claim ADDRESS NS/NAME [TYPE]" or "range PREFIX TYPE".
+// "claim ADDRESS NS/NAME [TYPE]", "has ADDRESS WHO" or "range PREFIX TYPE".
 func (c *testCase) fact(t *testing.T, line string, pools map[string]netip.Prefix, services map[string]*Service) {
 	t.Helper()
 	words := strings.Fields(line)
@@ -153,6 +153,17 @@ func (c *testCase) fact(t *testing.T, line string, pools map[string]netip.Prefix
 		}
 		a := netip.MustParseAddr(words[1])
 		c.claims[a] = append(c.claims[a], Claim{services[words[2]], typ})
+	case "has":
+		who := c.view.Has
+		c.view.Has = func(a netip.Addr) string {
+			if a.String() == words[1] {
+				return strings.ReplaceAll(words[2], "_", " ")
+			}
+			if who == nil {
+				return ""
+			}
+			return who(a)
+		}
 	case "range":
 		c.ranges = append(c.ranges, struct {
 			prefix netip.Prefix

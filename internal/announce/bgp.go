@@ -45,8 +45,11 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 	var byPeer []Export
 	for i := range v.Config.BGP {
 		ad := &v.Config.BGP[i]
-		mine := v.admitted(ad, addr, claims)
+		mine, refused := v.admitted(ad, addr, claims)
 		if len(mine) == 0 {
+			if refused != "" {
+				d.Advertised, d.Why = true, refused
+			}
 			continue
 		}
 		d.Advertised = true
@@ -58,7 +61,7 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 		if ad.Weighted {
 			attrs.Bandwidth = bandwidth(node, addr, mine)
 		}
-		byPeer = v.export(byPeer, me, ad, ad.Aggregate(addr), me.lastChoice(attrs), &d.Why)
+		byPeer = v.export(byPeer, me, ad, v.prefix(ad, addr, mine), me.lastChoice(attrs), &d.Why)
 	}
 	d.Exports = merge(byPeer)
 	if len(d.Exports) > 0 {
@@ -106,13 +109,66 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 	return d
 }
 
-// admitted are the claims on an address that an advertisement announces.
-func (v *View) admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) []Claim {
-	var out []Claim
+// admitted are the claims on an address that an advertisement announces. refused is why one is not that it selects.
+func (v *View) admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) (out []Claim, refused string) {
 	for _, c := range claims {
-		if ad.Types[c.Type] && ad.Services.Match(c.Service.Labels) && (c.Type != v1beta1.AddressLoadBalancerIP || v.inPool(ad, addr)) {
-			out = append(out, c)
+		if !ad.Types[c.Type] || !ad.Services.Match(c.Service.Labels) {
+			continue
 		}
+		why := ""
+		switch c.Type {
+		case v1beta1.AddressLoadBalancerIP:
+			if !v.inPool(ad, addr) {
+				continue
+			}
+		case v1beta1.AddressExternalIP:
+			why = v.notExternal(ad, addr, claims, c.Service)
+		}
+		if why != "" {
+			refused = why
+			continue
+		}
+		out = append(out, c)
+	}
+	return out, refused
+}
+
+// notExternal says why an address is not announced as an external IP of a Service; "" when it is. Who may create a Service
+// may write any address there; others' names are not told.
+func (v *View) notExternal(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim, of *Service) string {
+	const never = "it is not announced as an external IP: "
+	if !slices.ContainsFunc(ad.ExternalIPs, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return never + fmt.Sprintf("it is in none of the externalIPRanges of BGPAdvertisement %q", ad.Name)
+	}
+	if pool := v.PoolOf(addr); pool != "" {
+		return never + fmt.Sprintf("it belongs to the IPAddressPool %q", pool)
+	}
+	if slices.ContainsFunc(claims, func(c Claim) bool { return c.Service != of && c.Type != v1beta1.AddressExternalIP }) {
+		return never + "another Service has it"
+	}
+	if v.Has != nil {
+		if who := v.Has(addr); who != "" {
+			return never + "it belongs to " + who
+		}
+	}
+	return ""
+}
+
+// prefix is what an address is announced with: the aggregate that the advertisement asks for, or of an external IP the
+// range that it must be in, if that is smaller.
+func (v *View) prefix(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) netip.Prefix {
+	out := ad.Aggregate(addr)
+	if slices.ContainsFunc(claims, func(c Claim) bool { return c.Type != v1beta1.AddressExternalIP }) {
+		return out
+	}
+	var widest netip.Prefix
+	for _, p := range ad.ExternalIPs {
+		if p.Contains(addr) && (!widest.IsValid() || p.Bits() < widest.Bits()) {
+			widest = p
+		}
+	}
+	if widest.Bits() > out.Bits() {
+		return widest
 	}
 	return out
 }

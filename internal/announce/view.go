@@ -17,6 +17,9 @@ type View struct {
 	Config *config.Config
 	// PoolOf names the pool of an address; "" when it is in none.
 	PoolOf func(netip.Addr) string
+	// Has says what of the cluster has an address ("a pod"), "" when nothing of it has: such an address is never announced
+	// as an external IP. Pools and Services are left aside. Nil: nothing has any.
+	Has func(netip.Addr) string
 	// Nodes are the cluster's nodes, by name.
 	Nodes map[string]*Node
 

@@ -105,6 +105,8 @@ type BGPAdvertisement struct {
 	Services Selectors
 	Nodes    Selectors
 	Types    map[v1beta1.AddressType]bool
+	// ExternalIPs are the ranges that external IPs must be in.
+	ExternalIPs []netip.Prefix
 	// Length4 and Length6 are the prefix lengths that Service addresses are announced with.
 	Length4, Length6 int
 	Attrs            route.Attrs
@@ -434,6 +436,14 @@ func (p *parser) bgp(a *v1beta1.BGPAdvertisement) {
 	}
 	for _, t := range s.AddressTypes {
 		ad.Types[t] = true
+	}
+	for i, text := range s.ExternalIPRanges {
+		p, err := netip.ParsePrefix(string(text))
+		if err != nil {
+			o.disable(ReasonInvalid, "spec.externalIPRanges[%d]: %q is not a CIDR", i, text)
+			continue
+		}
+		ad.ExternalIPs = append(ad.ExternalIPs, p.Masked())
 	}
 	if len(ad.Types) == 0 {
 		ad.Types[v1beta1.AddressLoadBalancerIP] = true

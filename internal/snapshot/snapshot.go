@@ -35,6 +35,7 @@ type Snapshot struct {
 	byAddr   map[netip.Addr][]string             // the Services that claim an address, sorted
 	slices   map[string]map[string]endpointSlice // of each Service, by name of the slice
 	nodes    map[string]*Node
+	nodeOf   map[netip.Addr]string // the nodes by all their addresses
 	members  map[string]Member
 	drained  map[string]bool           // nodes whose time to be drained is up
 	cidrs    map[string][]netip.Prefix // of each ServiceCIDR
@@ -102,6 +103,7 @@ type Node struct {
 	Labels labels.Set
 	// Addresses are the node's InternalIPs.
 	Addresses []netip.Addr
+	others    []netip.Addr // its other addresses
 	PodCIDRs  []netip.Prefix
 
 	notReady bool   // see NotReady
@@ -132,6 +134,7 @@ func New(options Options) *Snapshot {
 		byAddr:   map[netip.Addr][]string{},
 		slices:   map[string]map[string]endpointSlice{},
 		nodes:    map[string]*Node{},
+		nodeOf:   map[netip.Addr]string{},
 		members:  map[string]Member{},
 		drained:  map[string]bool{},
 		cidrs:    map[string][]netip.Prefix{},
@@ -525,15 +528,44 @@ func sumEndpoints(in map[string]endpointSlice) (e4, e6 announce.Endpoints) {
 
 // node takes in a Node, nil when it is gone.
 func (s *Snapshot) node(name string, n *corev1.Node) {
+	old := s.nodes[name]
 	if n == nil {
 		delete(s.nodes, name)
 		s.dirtyNodes[name] = true
+		s.renumbered(name, old, nil)
 		return
 	}
 	next := factsOf(n, s.options)
-	if old := s.nodes[name]; old == nil || !old.equal(next) {
+	if old == nil || !old.equal(next) {
 		s.nodes[name] = next
 		s.dirtyNodes[name] = true
+		s.renumbered(name, old, next)
+	}
+}
+
+// renumbered notes which addresses a node has now: they are announced as nobody's external IPs.
+func (s *Snapshot) renumbered(name string, old, next *Node) {
+	if old == nil {
+		old = &Node{}
+	}
+	if next == nil {
+		next = &Node{}
+	}
+	if slices.Equal(old.Addresses, next.Addresses) && slices.Equal(old.others, next.others) && slices.Equal(old.PodCIDRs, next.PodCIDRs) {
+		return
+	}
+	for _, a := range slices.Concat(old.Addresses, old.others) {
+		if s.nodeOf[a] == name {
+			delete(s.nodeOf, a)
+		}
+	}
+	for _, a := range slices.Concat(next.Addresses, next.others) {
+		s.nodeOf[a] = name
+	}
+	if s.matter&externalIP != 0 && !s.dirtyAll {
+		for key := range s.claimed {
+			s.touch(key, externalIP)
+		}
 	}
 }
 
@@ -567,8 +599,13 @@ func factsOf(n *corev1.Node, o Options) *Node {
 		}
 	}
 	for _, a := range n.Status.Addresses {
-		if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
+		addr, err := netip.ParseAddr(a.Address)
+		switch {
+		case err != nil:
+		case a.Type == corev1.NodeInternalIP:
 			f.Addresses = append(f.Addresses, addr.Unmap())
+		default:
+			f.others = append(f.others, addr.Unmap())
 		}
 	}
 	return f
@@ -576,7 +613,7 @@ func factsOf(n *corev1.Node, o Options) *Node {
 
 func (f *Node) equal(g *Node) bool {
 	return f.UID == g.UID && maps.Equal(f.Labels, g.Labels) && f.notReady == g.notReady && f.excluded == g.excluded && f.draining == g.draining &&
-		slices.Equal(f.PodCIDRs, g.PodCIDRs) && slices.Equal(f.Addresses, g.Addresses)
+		slices.Equal(f.PodCIDRs, g.PodCIDRs) && slices.Equal(f.Addresses, g.Addresses) && slices.Equal(f.others, g.others)
 }
 
 // serviceCIDR takes in a ServiceCIDR, nil when it is gone.
@@ -623,7 +660,7 @@ func (s *Snapshot) configure() {
 			}
 		}
 	}
-	s.view = announce.View{Config: cfg, PoolOf: s.poolOf, Nodes: make(map[string]*announce.Node, len(s.nodes))}
+	s.view = announce.View{Config: cfg, PoolOf: s.poolOf, Has: s.has, Nodes: make(map[string]*announce.Node, len(s.nodes))}
 	for name := range s.nodes {
 		s.view.Nodes[name] = s.viewOf(name)
 	}
@@ -684,6 +721,30 @@ func (s *Snapshot) as(key string, addr netip.Addr) kinds {
 
 // Claimed says whether a Service has an address.
 func (s *Snapshot) Claimed(addr netip.Addr) bool { return s.byAddr[addr] != nil }
+
+// has says what of the cluster has an address, as announce.View asks.
+func (s *Snapshot) has(addr netip.Addr) string {
+	if node, ok := s.nodeOf[addr]; ok {
+		return "node " + node
+	}
+	within := func(ranges []netip.Prefix) bool {
+		return slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) })
+	}
+	for _, ranges := range s.cidrs {
+		if within(ranges) {
+			return "the cluster's range of ClusterIPs"
+		}
+	}
+	for name, n := range s.nodes {
+		if within(n.PodCIDRs) {
+			return "the pods of node " + name
+		}
+	}
+	if slices.ContainsFunc(s.view.Config.Peers, func(p config.Peer) bool { return p.Address == addr || p.Source == addr }) {
+		return "a BGP peer"
+	}
+	return ""
+}
 
 // ClaimsOn are the Services that claim an address, in a fixed order.
 func (s *Snapshot) ClaimsOn(addr netip.Addr) []announce.Claim {

@@ -221,6 +221,37 @@ func TestPoolOfAnAddressThatFellOut(t *testing.T) {
 	}
 }
 
+// What of the cluster has an address is never announced as an external IP; when that changes, external IPs are decided anew.
+func TestHas(t *testing.T) {
+	s := known()
+	ad := &v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "x"}, Spec: v1beta1.BGPAdvertisementSpec{
+		AddressTypes: []v1beta1.AddressType{v1beta1.AddressExternalIP}, ExternalIPRanges: []v1beta1.CIDR{"0.0.0.0/0"}}}
+	configObject(s, s.objects.bgp)("x", ad, false)
+	configObject(s, s.objects.peers)("tor", &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "tor"}, Spec: v1beta1.BGPPeerSpec{MyASN: 1, PeerASN: ptr(int64(2)), PeerAddress: "192.0.2.254"}}, false)
+	s.serviceCIDR("kubernetes", &networkingv1.ServiceCIDR{Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16"}}})
+	svc := loadBalancer("web", "198.51.100.1")
+	svc.Spec.ExternalIPs = []string{"192.0.2.2"}
+	s.service("default/web", svc)
+	s.Changes()
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Spec: corev1.NodeSpec{PodCIDRs: []string{"10.244.1.0/24"}}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
+		{Type: corev1.NodeInternalIP, Address: "192.0.2.2"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.2"}, {Type: corev1.NodeHostName, Address: "b"}}}}
+	s.node("b", n)
+	if got := addrs(s.Changes()); got != "192.0.2.2" {
+		t.Errorf("to be decided anew with the node: %q", got)
+	}
+	for addr, want := range map[string]string{
+		"192.0.2.2": "node b", "203.0.113.2": "node b", "10.244.1.9": "the pods of node b", "10.96.0.1": "the cluster's range of ClusterIPs", "192.0.2.254": "a BGP peer", "8.8.8.8": "",
+	} {
+		if got := s.View().Has(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s belongs to %q, want %q", addr, got, want)
+		}
+	}
+	s.node("b", nil)
+	if got := addrs(s.Changes()); got != "192.0.2.2" || s.View().Has(netip.MustParseAddr("192.0.2.2")) != "" {
+		t.Errorf("to be decided anew without the node: %q", got)
+	}
+}
+
 // Whose speakers are alive, by what the living and the dead have written last: "a:bc" is that a misses b and c, and "a!"
 // that a has ended; "+3" that it misses three that it does not name.
 func TestLiving(t *testing.T) {

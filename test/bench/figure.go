@@ -42,6 +42,9 @@ type summary struct {
 
 func (f *figure) add(sample float64) { f.samples = append(f.samples, math.Round(sample*100)/100) }
 
+// fine adds a sample of which a thousandth counts.
+func (f *figure) fine(sample float64) { f.samples = append(f.samples, math.Round(sample*1e5)/1e5) }
+
 // took adds a time.
 func (f *figure) took(d time.Duration) { f.add(float64(d) / float64(time.Millisecond)) }
 

@@ -1,7 +1,7 @@
 // Command bench measures in the lab how fast Clarion reacts and what is lost meanwhile: the figures that the documents
 // speak of. It brings up labs of its own, called bench…, one after the other, and takes them down.
 //
-//	go run ./test/bench l2|bgp [-trials N] [-rows REGEXP] [-quick] [-long]
+//	go run ./test/bench l2|bgp|scale [-trials N] [-rows REGEXP] [-quick] [-long]
 //
 // It prints one line of JSON for each figure as it comes, and a table at the end. It ends with 1 if a row could not be
 // measured or a figure was missed. The machine should do nothing else: it waits for that, but not for ever, and says how
@@ -40,15 +40,15 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) int {
-	flags := flag.NewFlagSet("bench l2|bgp", flag.ExitOnError)
+	flags := flag.NewFlagSet("bench l2|bgp|scale", flag.ExitOnError)
 	trials := flags.Int("trials", 20, "how often each thing is tried")
 	quick := flags.Bool("quick", false, "five trials, and short spans")
 	long := flags.Bool("long", false, "ten minutes with busy cores instead of two")
 	only := flags.String("rows", ".*", "measure only the rows whose whole name matches this regular expression")
 	logs := flags.String("logs", "", "folder to keep the logs of all programs in")
-	stages := map[string][]stage{"l2": layer2Stages, "bgp": bgpStages}
+	stages := map[string][]stage{"l2": layer2Stages, "bgp": bgpStages, "scale": scaleStages}
 	if len(args) == 0 || stages[args[0]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: bench l2|bgp [flags]")
+		fmt.Fprintln(os.Stderr, "usage: bench l2|bgp|scale [flags]")
 		flags.PrintDefaults()
 		return 2
 	}

@@ -103,13 +103,18 @@ func rejected() []row {
 		{"L2Advertisement", "preference without key", `spec: {preferredNodeSelectors: [{weight: 1, preference: {matchExpressions: [{operator: Exists}]}}]}`, `key: Required value`},
 		{"L2Advertisement", "preference without operator", `spec: {preferredNodeSelectors: [{weight: 1, preference: {matchExpressions: [{key: rack}]}}]}`, `operator: Required value`},
 		{"L2Advertisement", "preference with an operator in lower case", `spec: {preferredNodeSelectors: [{weight: 1, preference: {matchExpressions: [{key: rack, operator: exists}]}}]}`, `the operator of an expression must be`},
+		{"L2Advertisement", "failback in lower case", `spec: {failback: never}`, `Unsupported value: "never"`},
 		{"L2Advertisement", "many preferences", `spec: {preferredNodeSelectors: ` + list(33, `{weight: 1, preference: {matchLabels: {rack: r%d}}}`) + `}`, `preferredNodeSelectors: Too many`},
 
 		{"BGPAdvertisement", "no address type", `spec: {addressTypes: []}`, `should have at least 1 items`},
 		{"BGPAdvertisement", "unknown address type", `spec: {addressTypes: [LoadBalancerIP, NodeIP]}`, `Unsupported value: "NodeIP"`},
 		{"BGPAdvertisement", "address type twice", `spec: {addressTypes: [ClusterIP, ClusterIP]}`, `Duplicate value`},
 		{"BGPAdvertisement", "pools without their type", `spec: {addressTypes: [ServiceCIDR], ipAddressPools: [public]}`, `which addressTypes leaves out`},
-		{"BGPAdvertisement", "pool selectors without their type", `spec: {addressTypes: [ExternalIP], ipAddressPoolSelectors: [{matchLabels: {tier: gold}}]}`, `which addressTypes leaves out`},
+		{"BGPAdvertisement", "pool selectors without their type", `spec: {addressTypes: [ExternalIP], externalIPRanges: [198.51.100.0/24], ipAddressPoolSelectors: [{matchLabels: {tier: gold}}]}`, `which addressTypes leaves out`},
+		{"BGPAdvertisement", "external IPs without ranges", `spec: {addressTypes: [ExternalIP]}`, `the address type ExternalIP needs externalIPRanges`},
+		{"BGPAdvertisement", "external IPs with no range", `spec: {addressTypes: [LoadBalancerIP, ExternalIP], externalIPRanges: []}`, `the address type ExternalIP needs externalIPRanges`},
+		{"BGPAdvertisement", "ranges without external IPs", `spec: {externalIPRanges: [198.51.100.0/24]}`, `the address type ExternalIP needs externalIPRanges`},
+		{"BGPAdvertisement", "an external address that is no range", `spec: {addressTypes: [ExternalIP], externalIPRanges: [198.51.100.1]}`, `must be a CIDR`},
 		{"BGPAdvertisement", "Service selectors without their types", `spec: {addressTypes: [ServiceCIDR, PodCIDR], serviceSelectors: [{matchLabels: {tier: gold}}]}`, `serviceSelectors select addresses of Services`},
 		{"BGPAdvertisement", "aggregate of selected Services", `spec: {aggregationLength: 24, serviceSelectors: [{matchLabels: {tier: gold}}]}`, `serviceSelectors cannot be combined with aggregation`},
 		{"BGPAdvertisement", "IPv6 aggregate of selected Services", `spec: {aggregationLengthV6: 64, serviceSelectors: [{matchLabels: {tier: gold}}]}`, `serviceSelectors cannot be combined with aggregation`},
@@ -347,7 +352,8 @@ spec:
   preferredNodeSelectors:
   - {weight: 1, preference: {matchLabels: {rack: r1}}}
   - {weight: 100, preference: {matchExpressions: [{key: fast, operator: Exists}]}}
-  interfaces: [eth0, "bond*", enp0s31f6.100]`},
+  interfaces: [eth0, "bond*", enp0s31f6.100]
+  failback: Never`},
 		{kind: "BGPAdvertisement", name: "everything", patch: `
 spec:
   ipAddressPools: [public]
@@ -356,6 +362,7 @@ spec:
   peers: [tor1]
   peerSelectors: [{matchLabels: {rack: r1}}]
   addressTypes: [LoadBalancerIP, ExternalIP, ClusterIP, ServiceCIDR, PodCIDR]
+  externalIPRanges: [198.51.100.0/24, "2001:db8:e::/64"]
   aggregationLength: 24
   aggregationLengthV6: 64
   localPref: 4294967295

@@ -64,7 +64,7 @@ spec: {addressTypes: [ServiceCIDR]}
 apiVersion: clarionlb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: external-ips}
-spec: {addressTypes: [ExternalIP], serviceSelectors: [{matchLabels: {announce: external-ips}}]}
+spec: {addressTypes: [ExternalIP], externalIPRanges: [198.19.0.0/24, "2001:db8:e::/64"], serviceSelectors: [{matchLabels: {announce: external-ips}}]}
 ---
 apiVersion: clarionlb.io/v1beta1
 kind: BGPAdvertisement
