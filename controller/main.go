@@ -33,22 +33,24 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/metricsauth"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/version"
 )
 
 // options are the flags.
 type options struct {
-	namespace   string
-	class       class
-	leaderElect bool
-	lease       timing
-	metricsAddr string
-	healthAddr  string
-	pprofAddr   string
-	logLevel    slog.Level
+	namespace     string
+	class         class
+	leaderElect   bool
+	lease         timing
+	metricsAddr   string
+	metricsSecure bool
+	healthAddr    string
+	pprofAddr     string
+	logLevel      slog.Level
 }
 
 func main() {
@@ -61,13 +63,15 @@ func main() {
 	flag.DurationVar(&o.lease.deadline, "lease-renew-deadline", 10*time.Second, "after how long without a renewal the holder gives up")
 	flag.DurationVar(&o.lease.retry, "lease-retry-period", 2*time.Second, "how often the Lease is renewed, and looked at by others")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
+	flag.BoolVar(&o.metricsSecure, "metrics-secure", false, "serve /metrics by HTTPS, to those only whom the API server lets get the path /metrics")
 	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served; 0: nowhere")
 	flag.StringVar(&o.pprofAddr, "pprof-bind-address", "0", "where /debug/pprof is served; 0: nowhere")
 	flag.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
+	version.Flag(flag.CommandLine, "controller")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.logLevel}))
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
-	klog.SetLogger(logr.FromSlogHandler(log.Handler()))
+	klog.SetLogger(logr.FromSlogHandler(quiet{log.Handler()}))
 	slog.SetDefault(log)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25) // most of the heap is caches that live long
@@ -110,7 +114,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	}
 	mo := manager.Options{
 		Scheme:                 scheme,
-		Metrics:                metricsserver.Options{BindAddress: o.metricsAddr},
+		Metrics:                metricsauth.Options(o.metricsAddr, o.metricsSecure),
 		HealthProbeBindAddress: o.healthAddr,
 		PprofBindAddress:       o.pprofAddr,
 
@@ -145,7 +149,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return fmt.Errorf("leases: %w", err)
 		}
 		l := newLease(leases.Leases(o.namespace), identity, map[string]string{
-			v1beta1.AnnotationClass: o.class.name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.byDefault), v1beta1.AnnotationVersion: version(),
+			v1beta1.AnnotationClass: o.class.name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.byDefault), v1beta1.AnnotationVersion: version.String(),
 		}, o.lease)
 		holds, elect = l.holds, func(ctx context.Context, lead func(context.Context)) error { return l.elect(ctx, log, lead) }
 	}
@@ -220,12 +224,4 @@ func lead(ctx context.Context, svcs *services, pools *pools, beside ...func(cont
 	_ = svcs.lead(ctx, false)
 	pools.lead(false)
 	parts.Wait()
-}
-
-// version is that of the module, as it was built.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "devel"
 }

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/version"
 )
 
 const usage = `What Clarion does in this cluster, and why not more.
@@ -57,6 +58,7 @@ func run(ctx context.Context, args []string, w io.Writer, connect connect) error
 	var namespace string
 	flags.StringVar(&namespace, "namespace", "", "`namespace` of a Service that is given by its name alone")
 	flags.StringVar(&namespace, "n", "", "short for --namespace")
+	version.Flag(flags, "kubectl-clarion")
 	var words []string
 	for len(args) > 0 { // flags may stand between the words
 		if err := flags.Parse(args); err != nil {

@@ -32,11 +32,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/interfaces"
+	"github.com/clarionlb/clarion/internal/metricsauth"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/version"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
@@ -65,6 +66,7 @@ type options struct {
 	membersPort     int
 	membersProfile  string
 	metricsAddr     string
+	metricsSecure   bool
 	healthAddr      string
 	logLevel        slog.Level
 }
@@ -85,8 +87,10 @@ func main() {
 	flag.IntVar(&o.membersPort, "members-port", 7946, "TCP and UDP port at which speakers find out which of them are alive")
 	flag.StringVar(&o.membersProfile, "members-profile", "fast", "how soon a dead speaker is noticed: fast, lan or wan, and single parameters behind it, such as lan,probe-interval=500ms,suspicion-mult=3")
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
+	flag.BoolVar(&o.metricsSecure, "metrics-secure", false, "serve /metrics by HTTPS, to those only whom the API server lets get the path /metrics")
 	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":9121", "where /healthz and /readyz are served; 0: nowhere")
 	flag.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
+	version.Flag(flag.CommandLine, "speaker")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: o.logLevel})).With("node", o.node)
 	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -135,7 +139,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	restConfig.QPS = -1 // the API server's own fairness is the limit
 	mgr, err := ctrl.NewManager(restConfig, manager.Options{
 		Scheme:                  scheme,
-		Metrics:                 metricsserver.Options{BindAddress: o.metricsAddr},
+		Metrics:                 metricsauth.Options(o.metricsAddr, o.metricsSecure),
 		HealthProbeBindAddress:  o.healthAddr,
 		GracefulShutdownTimeout: ptr(20 * time.Second),
 		Client:                  client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&v1beta1.Speaker{}}}},
@@ -397,12 +401,4 @@ func (s *speaker) handOver() {
 			return
 		}
 	}
-}
-
-// version is the module's version as the build recorded it.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

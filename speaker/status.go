@@ -29,6 +29,7 @@ import (
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/version"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
 	"github.com/clarionlb/clarion/speaker/layer2"
@@ -74,7 +75,7 @@ type statusConfig struct {
 }
 
 func newStatus(c statusConfig) *status {
-	return &status{statusConfig: c, version: version(), wake: make(chan struct{}, 1)}
+	return &status{statusConfig: c, version: version.String(), wake: make(chan struct{}, 1)}
 }
 
 // poke says that something may have changed.
