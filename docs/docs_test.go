@@ -175,7 +175,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	pages := documents(t)
-	alerts, err := os.ReadFile("../config/monitoring/alerts.yaml")
+	alerts, err := os.ReadFile("../config/components/monitoring/alerts.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,8 @@ package crd
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +23,45 @@ import (
 func TestSamples(t *testing.T) {
 	if out, err := cluster.Kubectl(t.Context(), "apply", "--dry-run=server", "-f", folder("samples")); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestComponents asks the API server about config/default with each component, and with all that go together.
+func TestComponents(t *testing.T) {
+	if out, err := cluster.Kubectl(t.Context(), "apply", "-f", filepath.Join(cluster.Root(), "test/crd/testdata/foreign")); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	entries, err := os.ReadDir(folder("components"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := [][]string{{"talos", "cilium", "monitoring"}, {"openshift", "calico-ebpf", "monitoring"}, {"k3s", "monitoring"}}
+	for _, e := range entries {
+		if e.IsDir() {
+			rows = append(rows, []string{e.Name()})
+		}
+	}
+	for _, row := range rows {
+		t.Run(strings.Join(row, "+"), func(t *testing.T) {
+			dir, err := os.MkdirTemp(cluster.Root()+"/config", ".test-") // kustomize takes no absolute paths
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			k := "resources: [../default]\ncomponents: [../components/" + strings.Join(row, ", ../components/") + "]\n"
+			if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(k), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			err = lab.Eventually(t.Context(), 30*time.Second, func() error { // the new kinds take a moment to be served
+				if out, err := cluster.Kubectl(t.Context(), "apply", "--dry-run=server", "-k", dir); err != nil {
+					return fmt.Errorf("%w\n%s", err, out)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
