@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-IMAGE    ?= clarionlb/clarion:$(VERSION)
+IMAGE    ?= ghcr.io/clarionlb/clarion:$(VERSION)
 FUZZTIME ?= 30s
 
 TOOL := go tool -modfile=internal/tools/go.mod
@@ -27,7 +27,7 @@ generate: ## write deepcopy functions, CRDs and docs/api.md anew after a change 
 
 .PHONY: clean
 clean: ## remove what was built here
-	rm -rf bin
+	rm -rf bin dist
 
 ##@ Test
 
@@ -67,6 +67,15 @@ e2e: ## end to end: a real Kubernetes in network namespaces, with routers and cl
 .PHONY: ways
 ways: ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both modes of kube-proxy
 	go test -count=1 -timeout 30m ./test/e2e/ways
+
+.PHONY: kubelets
+kubelets: ## Clarion on real kubelets (as root): manifests and chart, and what operators do under load; a quarter of an hour
+	test/kubelets/kubelets deps build images up kustomize web plugin ops=idle,rollout,delete,crash,badimage,drain,taint,kubelet,containerd,delete-node,power un-kustomize helm upgrade un-helm
+
+.PHONY: conformance
+conformance: ## Kubernetes' own LoadBalancer specs by layer 2 and BGP, with iptables and nftables; an hour and a half
+	FAMILIES=4 MODE=iptables test/kubelets/kubelets deps specs images up kustomize dns long l2 bgp
+	FAMILIES=4 MODE=nftables test/kubelets/kubelets up kustomize dns long l2 bgp
 
 .PHONY: bench
 bench: deps ## figures of allocation, in the lab; and Go benchmarks
@@ -114,3 +123,7 @@ lab-down: ## take the lab down
 .PHONY: image
 image: ## build the container image IMAGE
 	docker build -t $(IMAGE) .
+
+.PHONY: release
+release: ## everything for a release page into dist/, from the commit: make release VERSION=v1.2.3
+	go run ./release -version $(VERSION)
