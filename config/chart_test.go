@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,10 +21,26 @@ import (
 
 const chart = "helm/clarion"
 
-// tool runs helm or kustomize as internal/tools/helm pins them, and returns what it prints.
+// tools are where the go command has put helm and kustomize as internal/tools/helm pins them.
+var tools = map[string]func() (string, error){}
+
+func init() {
+	for _, name := range []string{"helm", "kustomize"} {
+		tools[name] = sync.OnceValues(func() (string, error) {
+			out, err := exec.Command("go", "tool", "-n", "-modfile=../internal/tools/helm/go.mod", name).Output()
+			return strings.TrimSpace(string(out)), err
+		})
+	}
+}
+
+// tool runs helm or kustomize, and returns what it prints.
 func tool(t *testing.T, name string, args ...string) (string, error) {
 	t.Helper()
-	cmd := exec.Command("go", append([]string{"tool", "-modfile=../internal/tools/helm/go.mod", name}, args...)...)
+	path, err := tools[name]()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -35,6 +35,8 @@ type release struct {
 	out     string // the folder for the result
 	images  []platform
 	plugins []platform
+	// build builds programs for a platform into a folder.
+	build func(ctx context.Context, p platform, dir string, packages ...string) error
 }
 
 // platform is what a program is built for.
@@ -64,6 +66,7 @@ func run(ctx context.Context, version, out, images, plugins, image string) error
 		return fmt.Errorf("version %q is not like v1.2.3", version)
 	}
 	r := release{version: version, out: out, goVer: runtime.Version()}
+	r.build = r.goBuild
 	for _, list := range []struct {
 		text string
 		to   *[]platform
@@ -165,8 +168,8 @@ func (r *release) make(ctx context.Context, work string) error {
 
 func (r *release) path(name string) string { return filepath.Join(r.out, name) }
 
-// build builds programs as the Dockerfile does.
-func (r *release) build(ctx context.Context, p platform, dir string, packages ...string) error {
+// goBuild builds programs as the Dockerfile does.
+func (r *release) goBuild(ctx context.Context, p platform, dir string, packages ...string) error {
 	fmt.Fprintln(os.Stderr, "building", strings.Join(packages, " "), "for", p)
 	_, err := command(ctx, []string{"CGO_ENABLED=0", "GOOS=" + p.os, "GOARCH=" + p.arch, "GOFLAGS=", "GOAMD64=v1", "GOARM64=v8.0"},
 		"go", append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=" + r.ldflags(), "-o", dir + "/"}, packages...)...)
