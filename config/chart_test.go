@@ -147,6 +147,7 @@ func TestChartValues(t *testing.T) {
 image: {repository: registry.example/clarion, digest: "sha256:`+strings.Repeat("a", 64)+`", pullPolicy: Always}
 imagePullSecrets: [{name: pull}]
 logLevel: DEBUG
+loadBalancerClass: example.com/lb
 crds: {install: false}
 networkPolicy: false
 controller:
@@ -190,7 +191,7 @@ speaker:
 		{speaker, append(container, "imagePullPolicy"), "Always"},
 		{controller, append(pod, "imagePullSecrets"), "[map[name:pull]]"},
 		{controller, []any{"spec", "replicas"}, "3"},
-		{controller, append(container, "args"), "[--metrics-bind-address=127.0.0.1:9120 --log-level=DEBUG --pprof-bind-address=127.0.0.1:6060]"},
+		{controller, append(container, "args"), "[--metrics-bind-address=127.0.0.1:9120 --load-balancer-class=example.com/lb --log-level=DEBUG --pprof-bind-address=127.0.0.1:6060]"},
 		{controller, append(pod, "topologySpreadConstraints", 0, "topologyKey"), "rack"},
 		{speaker, append(container, "args"), "[--health-probe-bind-address=127.0.0.1:9121 --metrics-bind-address=127.0.0.1:9120 --log-level=DEBUG --metrics-bind-address=127.0.0.1:9122 --members-port=7947 --announce-holddown=1s]"},
 		{speaker, append(container, "ports", 0, "containerPort"), "9122"},

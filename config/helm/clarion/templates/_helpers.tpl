@@ -10,7 +10,8 @@
 {{- end -}}
 {{- end -}}
 
-{{/* A Deployment or DaemonSet with what both programs' values say: (dict "root" $ "object" … "values" …). */}}
+{{/* A Deployment or DaemonSet with what both programs' values say: (dict "root" $ "object" … "values" …
+     "classes" the flags that say whose Services are served). */}}
 {{- define "clarion.workload" -}}
 {{- $root := .root -}}
 {{- $v := .values -}}
@@ -21,7 +22,7 @@
 {{- with $root.Values.image.pullPolicy }}{{ $_ := set $c "imagePullPolicy" . }}{{ end -}}
 {{- with $root.Values.imagePullSecrets }}{{ $_ := set $pod "imagePullSecrets" . }}{{ end -}}
 {{- $args := $c.args -}}
-{{- if not $root.Values.defaultClass }}{{ $args = append $args "--default-class=false" }}{{ end -}}
+{{- with .classes }}{{ $args = concat $args . }}{{ end -}}
 {{- if ne $root.Values.logLevel "INFO" }}{{ $args = append $args (printf "--log-level=%s" $root.Values.logLevel) }}{{ end -}}
 {{- $port := $v.metricsPort | default 9120 | int -}}
 {{- if $root.Values.monitoring.enabled -}}
