@@ -231,8 +231,11 @@ func (r *Responder) ask(h *holding, now time.Time) (next time.Time) {
 		h.state == Standby && !now.Before(h.takeAt) && len(h.foreign) == 0:
 		r.happen(h, unanswered, "", now)
 		return time.Time{}
-	case h.state == Standby && !now.Before(h.takeAt): // the foreign host may be why nobody answers
+	case h.state == Standby && !now.Before(h.takeAt): // a foreign host may be why nobody answers: is it still there?
 		h.takeAt = now.Add(patience * time.Duration(max(h.want.Rank, 1)))
+		for _, v := range h.foreign {
+			r.plan.set(v.task, now)
+		}
 	}
 	if !r.inquire(h) {
 		return time.Time{}

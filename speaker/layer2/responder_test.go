@@ -265,8 +265,8 @@ func TestProbe(t *testing.T) {
 	})
 }
 
-// A stranger that has an address before us keeps it, and loses it to us when it goes.
-func TestProbeFindsStranger(t *testing.T) {
+// A foreign host that has an address before us keeps it, and loses it to us when it goes.
+func TestProbeFindsForeignHost(t *testing.T) {
 	for name, claims := range map[string]func() []byte{
 		"it answers": func() []byte {
 			f, _ := answer(message{ask: true, target: vip4, asker: any4, askerMAC: mac(1)}, client)
@@ -295,9 +295,9 @@ func TestProbeFindsStranger(t *testing.T) {
 			if c := s.address(vip4.String()).Conflicts; len(c) != 1 || c[0].MAC != client {
 				t.Errorf("%s: conflicts %+v", name, c)
 			}
-			time.Sleep(25 * time.Second) // the stranger leaves the next questions unanswered
+			time.Sleep(25 * time.Second) // the foreign host leaves the next questions unanswered
 			if got := s.state(vip4); got != "Answering eth0" {
-				t.Errorf("%s: after the stranger went: %s", name, got)
+				t.Errorf("%s: after the foreign host went: %s", name, got)
 			}
 			if got := reports(); len(got) != 2 || !got[1].Over {
 				t.Errorf("%s: reported %+v", name, got)
@@ -307,8 +307,8 @@ func TestProbeFindsStranger(t *testing.T) {
 	}
 }
 
-// Who takes over an address that others announced does not leave it to a stranger: that is a conflict like any later one.
-func TestTakeoverFindsStranger(t *testing.T) {
+// Who takes over an address that others announced does not leave it to a foreign host: that is a conflict like any later one.
+func TestTakeoverFindsForeignHost(t *testing.T) {
 	for _, addr := range bothFamilies {
 		synctest.Test(t, func(t *testing.T) {
 			a := newAir()
@@ -321,7 +321,7 @@ func TestTakeoverFindsStranger(t *testing.T) {
 			}
 			a.transmit(question)
 			if got := reports(); s.state(addr) != "Probing" || len(got) > 0 {
-				t.Errorf("%s: asked for by a stranger: %s, reported %+v", addr, s.state(addr), got)
+				t.Errorf("%s: asked for by a foreign host: %s, reported %+v", addr, s.state(addr), got)
 			}
 			claim, err := announcement(addr, client)
 			if err != nil {
@@ -374,14 +374,14 @@ func TestConflict(t *testing.T) {
 				t.Errorf("%s: %d frames of defence in 20 s, want %d", addr, defences, want)
 			}
 			if got := s.state(addr); got != "Answering eth0" {
-				t.Errorf("%s: %s, a stranger does not chase us away", addr, got)
+				t.Errorf("%s: %s, a foreign host does not chase us away", addr, got)
 			}
 			if got := reports(); len(got) != 1 || got[0].MAC != client || got[0].Before || got[0].Over || got[0].Since.IsZero() {
 				t.Errorf("%s: reported %+v", addr, got)
 			}
 			time.Sleep(time.Minute)
 			if got := reports(); len(got) != 2 || !got[1].Over || len(s.address(addr.String()).Conflicts) != 0 {
-				t.Errorf("%s: reported %+v after the stranger went", addr, got)
+				t.Errorf("%s: reported %+v after the foreign host went", addr, got)
 			}
 		})
 	}
@@ -467,6 +467,30 @@ func TestOneAddressUnanswered(t *testing.T) {
 			if got := two.state(w.Addr); got != want {
 				t.Errorf("%s: %s, want %s", w.Addr, got, want)
 			}
+		}
+	})
+}
+
+// A backup leaves an address to a foreign host that answers for it, and to one that said so once for moments only.
+func TestBackupAndForeignHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		s := a.station(t, 2, Config{Judge: order(2)})
+		s.set(Address{Addr: vip4, Rank: 1})
+		claim, err := announcement(vip4, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			a.transmit(claim[0])
+			time.Sleep(100 * time.Millisecond)
+		}
+		if got := s.state(vip4); got != "Standby" {
+			t.Errorf("while it answers: %s", got)
+		}
+		time.Sleep(8 * time.Second)
+		if got := s.state(vip4); got != "Answering eth0" {
+			t.Errorf("after it went: %s", got)
 		}
 	})
 }
@@ -918,7 +942,7 @@ func TestReconsider(t *testing.T) {
 				t.Errorf("verdict %d: %s", next, got)
 			}
 			if c := s.address(vip4.String()).Conflicts; len(c) > 0 {
-				t.Errorf("verdict %d: a fellow that went is taken for a stranger: %+v", next, c)
+				t.Errorf("verdict %d: a member that went is taken for a foreign host: %+v", next, c)
 			}
 			say(Yield)
 			time.Sleep(10 * time.Millisecond)
@@ -931,8 +955,8 @@ func TestReconsider(t *testing.T) {
 }
 
 // Speakers that start together hear each other's probes before they know each other. Once the other one is known for a
-// fellow, that was no conflict, and the address is probed for anew.
-func TestFellowWasTakenForStranger(t *testing.T) {
+// member, that was no conflict, and the address is probed for anew.
+func TestMemberWasTakenForForeign(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAir()
 		var verdict atomic.Int64

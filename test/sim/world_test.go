@@ -63,11 +63,11 @@ type knowledge struct {
 // speaker is one node's.
 type speaker struct {
 	running  bool
-	joinAt   int // when it has found its fellows, or has given up
+	joinAt   int // when it has found the others, or has given up
 	joined   bool
 	knows    knowledge
 	factsDue int
-	due      []int // when it notices that a fellow has died, come, or changed
+	due      []int // when it notices that another has died, come, or changed
 	plan     *plan
 	blind    uint32 // nodes that it takes for dead, for ever
 	wrong    uint32 // nodes whose gates it has the wrong way round, for ever
@@ -80,7 +80,7 @@ type holding struct {
 	rank          int   // 0: it is to own it; n: the nth to take it
 	ceding        bool  // it answers, but clients only, until another one does
 	announcements []int // when to make them
-	rival         int   // the member that it watches, or one of these
+	watches       int   // the member that it watches, or one of these
 	poll, misses  int
 	yields        bool // to one that ranks before it
 	takeAt        int  // when nobody: when it takes it
@@ -96,7 +96,7 @@ const (
 
 // schedule of the announcements after an address is taken. Later ones come every refresh: too rarely to find out by them
 // that two parts of a network that have two owners have grown together without the speakers hearing of each other in
-// the group. For that, who takes fellows with a better right for dead asks everybody, ever more rarely.
+// the group. For that, who takes members with a better right for dead asks everybody, ever more rarely.
 var schedule = []int{0, 10, 50, 100}
 
 const (
@@ -288,8 +288,8 @@ func (w *world) learn(i int, s *speaker) {
 	if s.knows.facts != w.facts && w.now >= s.factsDue {
 		s.knows.facts = w.facts
 	}
-	for j, fellow := range w.speakers {
-		alive := i == j || w.talks(i, j) && fellow.joined
+	for j, other := range w.speakers {
+		alive := i == j || w.talks(i, j) && other.joined
 		bit := uint32(1) << j
 		is, gate := s.knows.alive&bit != 0, s.knows.gates&bit != 0
 		if is == alive && (!alive || gate == w.gated[j]) {
@@ -312,11 +312,11 @@ func (w *world) learn(i int, s *speaker) {
 		}
 	}
 	joined := s.joined
-	fellows := false
+	others := false
 	for j := range w.speakers {
-		fellows = fellows || i != j && w.talks(i, j)
+		others = others || i != j && w.talks(i, j)
 	}
-	s.joined = s.joined || w.now >= s.joinAt || fellows && w.now >= s.joinAt-30
+	s.joined = s.joined || w.now >= s.joinAt || others && w.now >= s.joinAt-30
 	if s.joined && (s.plan == nil || s.knows != old || !joined) {
 		w.changed = w.now
 		w.set(i, s)
@@ -353,10 +353,10 @@ func (w *world) set(i int, s *speaker) {
 			h = &holding{rank: rank}
 			w.await(h, patience*rank)
 			w.ask(i, addr, h)
-		case rank > 0 && h.rank == 0 && h.rival == self:
+		case rank > 0 && h.rank == 0 && h.watches == self:
 			h.ceding = true
-		case rank == 0 && h.rank > 0 && h.rival != self && !(h.rival >= 0 && dead),
-			rank == 0 && h.rival >= 0 && h.yields && !slices.Contains(better, name(h.rival)):
+		case rank == 0 && h.rank > 0 && h.watches != self && !(h.watches >= 0 && dead),
+			rank == 0 && h.watches >= 0 && h.yields && !slices.Contains(better, name(h.watches)):
 			w.take(h)
 		}
 		h.rank = rank
@@ -376,10 +376,10 @@ func (w *world) set(i int, s *speaker) {
 
 // await has a speaker take an address after a time if nobody is heard to answer.
 func (w *world) await(h *holding, wait int) {
-	h.rival, h.takeAt = nobody, w.now+wait+15+w.rand.IntN(5)
+	h.watches, h.takeAt = nobody, w.now+wait+15+w.rand.IntN(5)
 }
 
-// repeat has a speaker that learns of a fellow announce everything once more: the network may have grown together.
+// repeat has a speaker that learns of another announce everything once more: the network may have grown together.
 func (w *world) repeat(i int, s *speaker) {
 	for _, addr := range s.addrs {
 		if s.answers(addr) {
@@ -399,7 +399,7 @@ func (w *world) dead(s *speaker, nodes []string) bool {
 }
 
 func (w *world) take(h *holding) {
-	*h = holding{rank: h.rank, rival: self, since: h.since, last: h.last, sought: h.sought, seek: h.seek}
+	*h = holding{rank: h.rank, watches: self, since: h.since, last: h.last, sought: h.sought, seek: h.seek}
 	w.moment = true
 	for _, after := range schedule {
 		h.announcements = append(h.announcements, w.now+after)
@@ -484,7 +484,7 @@ func (w *world) hear(i int, s *speaker, f frame) {
 		return
 	}
 	yields := slices.Contains(s.plan.better(f.addr, name(i)), name(f.from))
-	if h.rival == self && !yields && !h.ceding {
+	if h.watches == self && !yields && !h.ceding {
 		first := h.last == 0 || w.now-h.last > forgets
 		if first {
 			h.since = w.now
@@ -498,7 +498,7 @@ func (w *world) hear(i int, s *speaker, f frame) {
 			return
 		}
 	}
-	*h = holding{rank: h.rank, rival: f.from, yields: yields, poll: w.now + pollInterval, sought: h.sought, seek: h.seek}
+	*h = holding{rank: h.rank, watches: f.from, yields: yields, poll: w.now + pollInterval, sought: h.sought, seek: h.seek}
 	w.moment = true
 }
 
@@ -512,7 +512,7 @@ func (w *world) announce(i int, addr netip.Addr) {
 // act announces an address, asks the member that has it whether it still does, or takes it when nobody has it.
 func (w *world) act(i int, addr netip.Addr, h *holding) {
 	switch {
-	case h.rival == self:
+	case h.watches == self:
 		if len(h.announcements) > 0 && w.now >= h.announcements[0] {
 			if h.announcements = h.announcements[1:]; len(h.announcements) == 0 {
 				h.announcements = append(h.announcements, w.now+refresh*9/10+w.rand.IntN(refresh/5))
@@ -523,13 +523,13 @@ func (w *world) act(i int, addr netip.Addr, h *holding) {
 			h.seek = w.now + min(max((w.now-h.sought)/100, seekLeast), seekMost)
 			w.ask(i, addr, h)
 		}
-	case h.rival == nobody && w.now >= h.takeAt:
-		if w.ask(i, addr, h); h.rival == nobody {
+	case h.watches == nobody && w.now >= h.takeAt:
+		if w.ask(i, addr, h); h.watches == nobody {
 			w.take(h)
 		}
-	case h.rival >= 0 && w.now >= h.poll:
+	case h.watches >= 0 && w.now >= h.poll:
 		h.poll = w.now + pollInterval
-		if h.misses++; w.segment[i] == w.segment[h.rival] && w.speakers[h.rival].confirms(addr) && w.rand.Float64() >= w.loss {
+		if h.misses++; w.segment[i] == w.segment[h.watches] && w.speakers[h.watches].confirms(addr) && w.rand.Float64() >= w.loss {
 			h.misses = 0
 		}
 		switch {
@@ -549,7 +549,7 @@ func (w *world) ask(i int, addr netip.Addr, h *holding) {
 			if s := w.speakers[i]; s.held[addr] == h {
 				w.hear(i, s, frame{from: j, addr: addr})
 			} else {
-				h.rival, h.poll = j, w.now+pollInterval // it is being set
+				h.watches, h.poll = j, w.now+pollInterval // it is being set
 			}
 		}
 	}
@@ -562,7 +562,7 @@ func (s *speaker) confirms(addr netip.Addr) bool {
 
 func (s *speaker) answers(addr netip.Addr) bool {
 	h := s.held[addr]
-	return s.running && h != nil && h.rival == self
+	return s.running && h != nil && h.watches == self
 }
 
 // answering are the nodes that answer for each address.
