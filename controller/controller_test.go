@@ -108,6 +108,12 @@ func (a *api) clear() {
 			a.ok(client.IgnoreNotFound(a.Delete(ctx, svc)))
 		}
 	}
+	var pools v1beta1.IPAddressPoolList
+	a.ok(a.List(ctx, &pools))
+	for i := range pools.Items { // nothing says any more that its addresses are in use
+		pools.Items[i].Status = v1beta1.IPAddressPoolStatus{}
+		a.ok(a.Status().Update(ctx, &pools.Items[i]))
+	}
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.IPAddressPool{}))
 	a.ok(a.DeleteAllOf(ctx, &corev1.Node{}))
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.Speaker{}))
@@ -380,7 +386,7 @@ func TestNoClass(t *testing.T) {
 	served := a.get("served")
 	served.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.77"}}
 	a.ok(a.Status().Update(t.Context(), served))
-	a.service("plain", nil)
+	a.service("plain", func(s *corev1.Service) { s.Spec.LoadBalancerClass = new("clarionlb.io/clarino") })
 	plain := a.get("plain")
 	a.eventually(func() error {
 		var events eventsv1.EventList
@@ -390,7 +396,7 @@ func TestNoClass(t *testing.T) {
 			switch {
 			case e.Regarding.UID == served.UID:
 				t.Fatalf("%s: %s", e.Reason, e.Note)
-			case e.Regarding.UID == plain.UID && e.Reason == "OtherClass" && strings.Contains(e.Note, "has no loadBalancerClass") && strings.Contains(e.Note, `"clarionlb.io/clarion"`):
+			case e.Regarding.UID == plain.UID && e.Reason == "OtherClass" && strings.Contains(e.Note, `has the loadBalancerClass "clarionlb.io/clarino"`) && strings.Contains(e.Note, `"clarionlb.io/clarion"`):
 				found = true
 			}
 		}
@@ -746,12 +752,64 @@ func TestKept(t *testing.T) {
 	kept()
 }
 
+// fast is the documented setting for a failover within three seconds.
+var fast = []string{"--lease-duration=2s", "--lease-renew-deadline=1500ms", "--lease-retry-period=500ms"}
+
+// TestBeside: what other controllers' Services and external IPs have is given to nobody, with a default class and without,
+// before and after a restart; and what was just released rests, whoever leads.
+func TestBeside(t *testing.T) {
+	a := newAPI(t)
+	a.pool("lan", func(s *v1beta1.IPAddressPoolSpec) { s.ReuseDelay = &metav1.Duration{Duration: time.Hour} }, "203.0.113.0/29")
+	give := func(name, addr string) {
+		a.service(name, func(s *corev1.Service) { s.Spec.LoadBalancerClass = new("example.com/other") })
+		svc := a.get(name)
+		svc.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: addr}}
+		a.ok(a.Status().Update(t.Context(), svc))
+	}
+	ours := func(name string) {
+		a.service(name, func(s *corev1.Service) { s.Spec.LoadBalancerClass = new("example.com/ours") })
+	}
+	give("before", "203.0.113.0")
+	a.service("outside", func(s *corev1.Service) {
+		s.Spec.Type, s.Spec.ExternalIPs, s.Spec.AllocateLoadBalancerNodePorts = corev1.ServiceTypeClusterIP, []string{"203.0.113.1"}, nil
+	})
+	flags := []string{"--default-class=false", "--load-balancer-class=example.com/ours"}
+	first := a.run("controller", flags...)
+	ours("one")
+	a.wants("one", "Allocated", []string{"203.0.113.2"})
+	give("after", "203.0.113.3")
+	ours("two")
+	a.wants("two", "Allocated", []string{"203.0.113.4"})
+	a.ok(a.Delete(t.Context(), a.get("one")))
+	a.eventually(func() error {
+		var p v1beta1.IPAddressPool
+		a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &p))
+		if r := p.Status.Resting; len(r) != 1 || r[0].Address != "203.0.113.2" || r[0].Service != "default/one" {
+			return fmt.Errorf("resting: %v", r)
+		}
+		return nil
+	})
+	var lease coordinationv1.Lease
+	a.ok(a.Get(t.Context(), client.ObjectKey{Namespace: lab.Namespace, Name: v1beta1.LeaseName}, &lease))
+	if got := lease.Annotations; got[v1beta1.AnnotationClass] != "example.com/ours" || got[v1beta1.AnnotationDefaultClass] != "false" || got[v1beta1.AnnotationVersion] == "" {
+		t.Errorf("the controller says of itself %v", got)
+	}
+	a.ok(first.Stop())
+	a.run("controller", flags...)
+	ours("three")
+	a.wants("three", "Allocated", []string{"203.0.113.5"})
+	a.service("thief", func(s *corev1.Service) {
+		s.Spec.LoadBalancerClass, s.Annotations[v1beta1.AnnotationAddresses] = new("example.com/ours"), "203.0.113.2"
+	})
+	a.wants("thief", "AddressResting", nil)
+}
+
 // TestTwoControllers: one leads and the other waits; when the first is stopped in the middle of its work, killed or
 // asked to end, the other goes on, and nothing is given twice or moves.
 func TestTwoControllers(t *testing.T) {
 	a := newAPI(t)
 	a.pool("lan", nil, "198.18.0.0/16")
-	procs := map[string]*lab.Process{"one": a.run("one"), "two": a.run("two")}
+	procs := map[string]*lab.Process{"one": a.run("one", fast...), "two": a.run("two", fast...)}
 	n := 0
 	more := func(count int) {
 		for range count {
@@ -791,7 +849,7 @@ func TestTwoControllers(t *testing.T) {
 		}
 		if !procs[leader].Alive() || round == 2 {
 			<-procs[leader].Done()
-			procs[leader] = a.run(fmt.Sprint(leader, round))
+			procs[leader] = a.run(fmt.Sprint(leader, round), fast...)
 		}
 	}
 }
@@ -822,7 +880,7 @@ func (a *api) leader(procs map[string]*lab.Process) string {
 func TestOutage(t *testing.T) {
 	a := newAPI(t)
 	a.pool("lan", nil, "203.0.113.0/29")
-	p := a.run("controller", "--metrics-bind-address=127.0.0.1:9120", "--health-probe-bind-address=127.0.0.1:8081")
+	p := a.run("controller", append(fast, "--metrics-bind-address=127.0.0.1:9120", "--health-probe-bind-address=127.0.0.1:8081")...)
 	a.service("before", nil)
 	a.wants("before", "Allocated", []string{"203.0.113.0"})
 	server := cluster.Process("control", "kube-apiserver")
@@ -831,7 +889,7 @@ func TestOutage(t *testing.T) {
 	a.eventually(func() error {
 		log, err := os.ReadFile(p.Log())
 		a.ok(err)
-		if !strings.Contains(string(log), "controller starts anew") {
+		if !strings.Contains(string(log), "the lease is lost") {
 			return errors.New("the controller does not notice")
 		}
 		return nil

@@ -33,6 +33,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
+	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/internal/text"
 )
 
@@ -60,6 +61,7 @@ type pools struct {
 	queue   queue
 	current []string                                // the specs that services has, by UID and generation, and what of them the cluster has itself
 	written map[string]*v1beta1.IPAddressPoolStatus // by pool, as this controller wrote it last
+	moved   bool                                    // the homes of addresses may have
 }
 
 // setupPools adds the reconciler to the manager.
@@ -92,8 +94,21 @@ func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, 
 				},
 			})),
 		c.Watch(source.Kind(mgr.GetCache(), &corev1.Node{}, toAllPools[*corev1.Node](), predicate.TypedFuncs[*corev1.Node]{
+			CreateFunc: func(event.TypedCreateEvent[*corev1.Node]) bool { return p.move() },
+			DeleteFunc: func(event.TypedDeleteEvent[*corev1.Node]) bool { return p.move() },
 			UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Node]) bool {
+				was, is := snapshot.NodeOf(e.ObjectOld), snapshot.NodeOf(e.ObjectNew)
+				if !maps.Equal(was.Labels, is.Labels) || was.Excluded != is.Excluded {
+					return p.move()
+				}
 				return !slices.Equal(e.ObjectOld.Status.Addresses, e.ObjectNew.Status.Addresses)
+			},
+		})),
+		c.Watch(source.Kind(mgr.GetCache(), &v1beta1.L2Advertisement{}, toAllPools[*v1beta1.L2Advertisement](), predicate.TypedFuncs[*v1beta1.L2Advertisement]{
+			CreateFunc: func(event.TypedCreateEvent[*v1beta1.L2Advertisement]) bool { return p.move() },
+			DeleteFunc: func(event.TypedDeleteEvent[*v1beta1.L2Advertisement]) bool { return p.move() },
+			UpdateFunc: func(e event.TypedUpdateEvent[*v1beta1.L2Advertisement]) bool {
+				return e.ObjectOld.Generation != e.ObjectNew.Generation && p.move()
 			},
 		})),
 		c.Watch(source.Kind(mgr.GetCache(), &v1beta1.Speaker{}, toAllPools[*v1beta1.Speaker](), predicate.TypedFuncs[*v1beta1.Speaker]{
@@ -120,11 +135,19 @@ func (p *pools) edited(o *v1beta1.IPAddressPool) bool {
 	return was == nil || !equality.Semantic.DeepEqual(*was, o.Status)
 }
 
+// move notes that addresses may have other homes.
+func (p *pools) move() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moved = true
+	return true
+}
+
 // lead begins or ends a term as leader: see services.lead.
 func (p *pools) lead(leads bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.current, p.written = nil, map[string]*v1beta1.IPAddressPoolStatus{}
+	p.current, p.moved, p.written = nil, true, map[string]*v1beta1.IPAddressPoolStatus{}
 	if leads {
 		p.queue.Add(allPools)
 	}
@@ -184,7 +207,17 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	p.mu.Lock()
 	changed := !slices.Equal(specs, p.current)
 	p.current = specs
+	moved := p.moved || changed
+	p.moved = false
 	p.mu.Unlock()
+	if moved {
+		h, err := homes(ctx, p.client, list.Items, set)
+		if err != nil {
+			p.move()
+			return reconcile.Result{}, err
+		}
+		p.services.setHomes(h)
+	}
 	if changed {
 		p.services.setPools(set)
 		p.log.Info("pools changed", "pools", names)

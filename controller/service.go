@@ -195,7 +195,11 @@ func (s *services) load(ctx context.Context) error {
 		return nil
 	}
 	start := time.Now()
-	_, set, err := s.pools(ctx)
+	list, set, err := s.pools(ctx)
+	if err != nil {
+		return err
+	}
+	prefer, err := homes(ctx, s.client, list.Items, set)
 	if err != nil {
 		return err
 	}
@@ -251,6 +255,7 @@ func (s *services) load(ctx context.Context) error {
 	}
 	now := time.Now()
 	s.table.SetPools(set, now)
+	s.table.SetHomes(prefer)
 	s.table.Remember(rests, now)
 	s.table.Quarantine(past, now)
 	s.table.Quarantine(only(present), now)
@@ -278,6 +283,13 @@ func (s *services) setPools(set *pool.Set) {
 	defer s.mu.Unlock()
 	s.table.SetPools(set, time.Now())
 	s.follow()
+}
+
+// setHomes gives the Table what it chooses addresses by.
+func (s *services) setHomes(h ipam.Homes) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.table.SetHomes(h)
 }
 
 // usage is how full each pool is. A standby does not know.

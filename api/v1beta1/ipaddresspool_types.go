@@ -19,12 +19,12 @@ type IPAddressPoolSpec struct {
 	// both ends included) or a single address. IPv4 and IPv6 may be mixed in a pool, not in one range. A CIDR with host
 	// bits ("192.168.10.100/24") is taken as its network.
 	// +kubebuilder:validation:MinItems=1
-	// +kubebuilder:validation:MaxItems=512
+	// +kubebuilder:validation:MaxItems=150
 	// +listType=set
 	Addresses []AddressRange `json:"addresses"`
 
 	// excludeAddresses are never given out, though they are within addresses. Same syntax as addresses.
-	// +kubebuilder:validation:MaxItems=512
+	// +kubebuilder:validation:MaxItems=150
 	// +listType=set
 	// +optional
 	ExcludeAddresses []AddressRange `json:"excludeAddresses,omitempty"`

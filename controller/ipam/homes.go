@@ -7,7 +7,7 @@ import (
 )
 
 // window is how many free addresses of a pool are looked at when one is chosen by Homes.
-const window = 32
+const window = 64
 
 // Homes says on which node an address would be announced if a Service had it, "" when on none in particular. It is a
 // function of its arguments alone: it does no I/O, and asks for no lock that is held while a Table is used.
@@ -101,7 +101,8 @@ func (t *Table) choose(r *Request, plans *[2]plan) (out [2]netip.Addr) {
 		if len(plans[f].from) == 0 {
 			continue
 		}
-		if out[f] = best(pool.Family(f), other); !out[f].IsValid() {
+		// One node for both is not worth that it gets a seventh more than the mean.
+		if out[f] = best(pool.Family(f), other); !out[f].IsValid() || 7*(t.load[t.homes(r, out[f])]+1)*len(t.load) > 8*len(t.home) {
 			out[f] = best(pool.Family(f), nil)
 		}
 	}

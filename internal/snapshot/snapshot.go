@@ -611,6 +611,12 @@ func factsOf(n *corev1.Node, o Options) *Node {
 	return f
 }
 
+// NodeOf is what a Node object says of where it may announce, with nothing known of its speaker.
+func NodeOf(n *corev1.Node) *announce.Node {
+	f := factsOf(n, Options{})
+	return &announce.Node{Name: n.Name, Labels: f.Labels, Excluded: f.excluded}
+}
+
 func (f *Node) equal(g *Node) bool {
 	return f.UID == g.UID && maps.Equal(f.Labels, g.Labels) && f.notReady == g.notReady && f.excluded == g.excluded && f.draining == g.draining &&
 		slices.Equal(f.PodCIDRs, g.PodCIDRs) && slices.Equal(f.Addresses, g.Addresses) && slices.Equal(f.others, g.others)

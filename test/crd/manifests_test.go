@@ -10,6 +10,7 @@ import (
 	"time"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -166,15 +167,63 @@ func TestSpeakerWritesItsOwnObjectOnly(t *testing.T) {
 		t.Errorf("write its own status: %v", err)
 	}
 
-	// A token that is bound to no pod names no node, be it for want of extra fields at all.
+	// A token that is bound to no pod or node names none, be it for want of extra fields at all; and the namespace that
+	// Clarion was installed in does not matter.
 	for _, extra := range []map[string][]string{nil, {"example.com/x": {"y"}}} {
 		unbound := rest.CopyConfig(inPod)
 		unbound.Impersonate.Extra = extra
 		if c, err = newClient(unbound); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Create(t.Context(), speaker("node4"), client.DryRunAll); err != nil {
-			t.Errorf("with a token that is bound to no pod, with the extra fields %v: %v", extra, err)
+		if err := c.Create(t.Context(), speaker("node4"), client.DryRunAll); !apierrors.IsForbidden(err) {
+			t.Errorf("with a token that is bound to no pod, with the extra fields %v: error %v, want that it is forbidden", extra, err)
 		}
+	}
+	role := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "elsewhere"},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "clarion-speaker"},
+		Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: "elsewhere", Name: "speaker"}}}
+	if err := api.Create(t.Context(), role); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = api.Delete(context.Background(), role) })
+	elsewhere := rest.CopyConfig(inPod)
+	elsewhere.Impersonate.UserName, elsewhere.Impersonate.Groups = "system:serviceaccount:elsewhere:speaker", []string{"system:serviceaccounts", "system:authenticated"}
+	if c, err = newClient(elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Status().Update(t.Context(), foreign); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), want) {
+		t.Errorf("write another's status, installed in another namespace: error %v, want %q", err, want)
+	}
+}
+
+// A pool is not deleted while Services have addresses of it, nor while they keep some that it no longer includes.
+func TestPoolInUse(t *testing.T) {
+	pool := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "in-use"}}
+	pool.Spec.Addresses = []v1beta1.AddressRange{"192.168.10.100/24"}
+	if err := api.Create(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	for _, status := range []v1beta1.IPAddressPoolStatus{{AssignedIPv4: 2, AssignedIPv6: 1}, {Kept: []string{"203.0.113.1"}}} {
+		pool.Status = status
+		if err := api.Status().Update(t.Context(), pool); err != nil {
+			t.Fatal(err)
+		}
+		err := lab.Eventually(t.Context(), 20*time.Second, func() error {
+			err := api.Delete(t.Context(), pool, client.DryRunAll)
+			if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "addresses of pool in-use. To move them") {
+				return fmt.Errorf("delete with the status %+v: error %v", status, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	pool.Status = v1beta1.IPAddressPoolStatus{}
+	if err := api.Status().Update(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	if err := api.Delete(t.Context(), pool); err != nil {
+		t.Error(err)
 	}
 }
