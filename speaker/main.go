@@ -21,9 +21,10 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	toolscache "k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -128,8 +129,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if o.membersPort < 1 || o.membersPort > 65535 {
 		return fmt.Errorf("--members-port %d must be between 1 and 65535", o.membersPort)
 	}
-	scheme := runtime.NewScheme()
-	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
+	scheme := runtime.NewScheme() // not of all kinds that there are: they would cost a megabyte or two on every node
+	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), networkingv1.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
 		return err
 	}
 	restConfig, err := ctrl.GetConfig()
@@ -137,6 +138,9 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	restConfig.QPS = -1 // the API server's own fairness is the limit
+	kinds := snapshot.Kinds()
+	kinds[&v1beta1.Speaker{}] = cache.ByObject{Field: fields.OneTermEqualSelector("metadata.name", o.node)} // who watches all Speakers hears of every write of each: see absent
+	kinds[&corev1.Secret{}] = cache.ByObject{Namespaces: map[string]cache.Config{o.namespace: {Transform: trimSecret}}}
 	mgr, err := ctrl.NewManager(restConfig, manager.Options{
 		Scheme:                  scheme,
 		Metrics:                 metricsauth.Options(o.metricsAddr, o.metricsSecure),
@@ -145,11 +149,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		Client:                  client.Options{Cache: &client.CacheOptions{DisableFor: []client.Object{&v1beta1.Speaker{}}}},
 		Cache: cache.Options{
 			DefaultTransform: snapshot.Trim,
-			ByObject: map[client.Object]cache.ByObject{
-				// Who watches all Speakers hears of every write of each: see absent.
-				&v1beta1.Speaker{}: {Field: fields.OneTermEqualSelector("metadata.name", o.node)},
-				&corev1.Secret{}:   {Namespaces: map[string]cache.Config{o.namespace: {Transform: trimSecret}}},
-			},
+			ByObject:         kinds,
 		},
 	})
 	if err != nil {
@@ -353,6 +353,7 @@ func (s *speaker) Start(ctx context.Context) error {
 	if toolscache.WaitForCacheSync(ctx.Done(), synced...) {
 		s.synced.Store(true)
 		s.log.Info("the cluster is known")
+		debug.FreeOSMemory() // of the first lists, which take the most that there will ever be
 		parts.help(s.log, "guard", s.guard.Run)
 		parts.help(s.log, "outside", func(ctx context.Context) error { return guard.Outside(ctx, s.o.exclude, s.reconciler.setOutside) })
 		parts.start("bgp", s.bgp.Run)

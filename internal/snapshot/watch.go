@@ -8,12 +8,16 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"unique"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -183,8 +187,18 @@ func Trim(o any) (any, error) {
 	}
 	switch o := o.(type) {
 	case *corev1.Service:
-		o.Annotations = nil
-		o.Spec.Ports, o.Spec.Selector = nil, nil
+		o.ObjectMeta = identity(o.ObjectMeta)
+		o.Spec = corev1.ServiceSpec{
+			Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, ExternalIPs: o.Spec.ExternalIPs,
+			ExternalTrafficPolicy: o.Spec.ExternalTrafficPolicy, InternalTrafficPolicy: o.Spec.InternalTrafficPolicy,
+		}
+		isOurs := ours(o)
+		if o.Status.Conditions = nil; isOurs {
+			o.Status.Conditions = []metav1.Condition{{Type: v1beta1.ConditionAllocated}}
+		}
+		for i := range o.Status.LoadBalancer.Ingress {
+			o.Status.LoadBalancer.Ingress[i] = corev1.LoadBalancerIngress{IP: o.Status.LoadBalancer.Ingress[i].IP}
+		}
 	case *corev1.Node:
 		drain := o.Annotations[v1beta1.AnnotationDrain]
 		if o.Annotations = nil; drain != "" {
@@ -192,12 +206,41 @@ func Trim(o any) (any, error) {
 		}
 		o.Status = corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: o.Status.Conditions}
 	case *discoveryv1.EndpointSlice:
-		o.Annotations, o.Ports = nil, nil
+		o.ObjectMeta, o.Ports = identity(o.ObjectMeta), nil
 		o.Labels = map[string]string{discoveryv1.LabelServiceName: o.Labels[discoveryv1.LabelServiceName]}
-		for i := range o.Endpoints {
-			e := &o.Endpoints[i]
-			e.Addresses, e.TargetRef, e.Hints, e.Hostname, e.Zone, e.DeprecatedTopology = e.Addresses[:min(len(e.Addresses), 1)], nil, nil, nil, nil, nil
+		names := map[string]*string{}
+		for i, e := range o.Endpoints {
+			is := discoveryv1.EndpointConditions{Ready: e.Conditions.Ready, Serving: e.Conditions.Serving, Terminating: e.Conditions.Terminating}
+			o.Endpoints[i] = discoveryv1.Endpoint{Conditions: is}
+			if len(e.Addresses) > 0 {
+				o.Endpoints[i].Addresses = someAddress
+			}
+			if e.NodeName != nil {
+				if names[*e.NodeName] == nil {
+					name := unique.Make(*e.NodeName).Value() // there are many slices, and few nodes
+					names[name] = &name
+				}
+				o.Endpoints[i].NodeName = names[*e.NodeName]
+			}
 		}
 	}
 	return o, nil
+}
+
+// someAddress stands for those of an endpoint: that it has any is all that matters.
+var someAddress = []string{"0.0.0.0"}
+
+// identity is what an object is known by.
+func identity(m metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, ResourceVersion: m.ResourceVersion, Labels: m.Labels}
+}
+
+// Kinds are what a cache need not hold of what Watch asks for: Services without a cluster address have none to announce,
+// nor do their EndpointSlices matter, which carry a label for that.
+func Kinds() map[client.Object]cache.ByObject {
+	headless, _ := labels.NewRequirement(corev1.IsHeadlessService, selection.DoesNotExist, nil)
+	return map[client.Object]cache.ByObject{
+		&corev1.Service{}:            {Field: fields.OneTermNotEqualSelector("spec.clusterIP", corev1.ClusterIPNone)},
+		&discoveryv1.EndpointSlice{}: {Label: labels.NewSelector().Add(*headless)},
+	}
 }

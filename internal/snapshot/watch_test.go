@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -100,5 +103,49 @@ func TestWatchWithoutServiceCIDRs(t *testing.T) {
 				t.Error("the other kinds are not watched")
 			}
 		})
+	}
+}
+
+// What a cache drops changes no decision.
+func TestTrim(t *testing.T) {
+	yes, no := true, false
+	policy := corev1.ServiceInternalTrafficPolicyLocal
+	full := func() (*corev1.Service, *discoveryv1.EndpointSlice, *corev1.Node) {
+		svc := loadBalancer("web", "192.0.2.1")
+		svc.Labels, svc.Annotations = map[string]string{"tier": "gold"}, map[string]string{"a": "b"}
+		svc.Spec.ClusterIPs = []string{"10.96.0.1", "fd00::1"}
+		svc.Spec.ExternalIPs = []string{"198.51.100.1"}
+		svc.Spec.ExternalTrafficPolicy, svc.Spec.InternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal, &policy
+		svc.Spec.Ports = []corev1.ServicePort{{Port: 80}}
+		svc.Status.LoadBalancer.Ingress[0].Hostname = "web.example.com"
+		es := slice(endpoint("a", &yes, nil, nil), endpoint("a", &yes, nil, nil), endpoint("b", &no, &yes, &yes), endpoint("", nil, nil, nil))
+		es.Endpoints = append(es.Endpoints, discoveryv1.Endpoint{NodeName: ptr("c")}) // without an address
+		es.Namespace, es.Name, es.Labels = "default", "web-x", map[string]string{discoveryv1.LabelServiceName: "web"}
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"rack": "1"}, Annotations: map[string]string{v1beta1.AnnotationDrain: "true", "x": "y"}}}
+		n.Spec.PodCIDRs, n.Spec.Taints = []string{"10.244.0.0/24"}, []corev1.Taint{{Key: taintOutOfService}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.9"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.9"}}
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionFalse}}
+		return svc, es, n
+	}
+	known := func(trim func(any) (any, error)) string {
+		s := New(Options{})
+		svc, es, n := full()
+		for _, o := range []any{svc, es, n} {
+			if _, err := trim(o); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.node("a", n)
+		s.service("default/web", svc)
+		s.endpointSlice("default/"+es.Labels[discoveryv1.LabelServiceName], es.Name, es)
+		s.Changes()
+		out := fmt.Sprintf("%+v %+v", *s.nodes["a"], s.claimed)
+		for _, c := range s.ClaimsOn(netip.MustParseAddr("192.0.2.1")) {
+			out += fmt.Sprintf(" %+v", *c.Service)
+		}
+		return out
+	}
+	if got, want := known(Trim), known(func(o any) (any, error) { return o, nil }); got != want {
+		t.Errorf("with what is left is known\n%s\nand otherwise\n%s", got, want)
 	}
 }
