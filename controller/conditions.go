@@ -535,7 +535,7 @@ func (c *conditions) sessions(peer string) (wanted, up int32, established metav1
 		wanted++
 		state, lastError := "not open", ""
 		for _, s := range c.speakers[name].Status.Sessions {
-			if s.Peer == peer {
+			if s.Peer == peer && (state == "not open" || state == v1beta1.Established) { // of several, one that is down
 				state, lastError = s.State, s.LastError
 			}
 		}

@@ -85,7 +85,12 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for state, n := range states {
 		gauge(descOwned, float64(n), string(state))
 	}
+	peers := map[string]bool{}
 	for _, s := range c.bgp.Status() {
+		if peers[s.Peer] { // another gateway of the same default route
+			s.Peer += "@" + s.Address.String()
+		}
+		peers[s.Peer] = true
 		gauge(descUp, bit(s.State == bgp.Established), s.Peer)
 		count(descUps, s.Ups, s.Peer)
 		gauge(descSince, float64(s.Since.Unix()), s.Peer)

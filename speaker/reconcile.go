@@ -46,7 +46,9 @@ type reconciler struct {
 	draining time.Time                // since when this node is being drained; zero: it is not
 	later    map[netip.Addr]time.Time // when an address has to be looked at again though nothing has changed
 	problems []config.Problem         // with configuration objects, on this node
-	keys     map[string]string        // the password of each peer's session
+	keys     map[string]key           // the password of each peer's session
+	tables   *tables                  // the routes of each peer
+	addrs    []netip.Addr             // the Node's when it last had some
 
 	woken  atomic.Int64 // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
 	caused atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
@@ -77,7 +79,7 @@ func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
 		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{},
 		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
-		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]string{},
+		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, tables: newTables(),
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
+	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
@@ -31,6 +33,7 @@ import (
 // sinks records the truth that layer 2, BGP and the guard were last given.
 type sinks struct {
 	layer2, bgp string
+	passwords   map[string]string // of the BGP sessions
 	guard       []netip.Prefix
 	layer2Calls int
 	wanted      map[netip.Addr]layer2.Address
@@ -78,15 +81,21 @@ type bgpSink struct{ *sinks }
 
 func (s bgpSink) Set(want []bgp.Session) {
 	var out []string
+	s.passwords = map[string]string{}
 	for _, w := range want {
+		s.passwords[w.Peer.Name] = w.Peer.Password
 		text := w.Peer.Name + " as " + w.Peer.RouterID.String() + ":"
-		for _, r := range w.Routes {
+		for _, r := range byPrefix(w.Routes) {
 			text += " " + r.Prefix.String()
 		}
 		out = append(out, text)
 	}
 	slices.Sort(out)
 	s.sinks.bgp = strings.Join(out, "; ")
+}
+
+func byPrefix(t route.Table) []route.Route {
+	return slices.SortedFunc(t.All(), func(a, b route.Route) int { return a.Prefix.Compare(b.Prefix) })
 }
 
 type guardSink struct{ *sinks }
@@ -328,6 +337,35 @@ func TestSessionsOfBadPeers(t *testing.T) {
 		}
 	default:
 		t.Error("no event says that the password was changed")
+	}
+
+	// A Secret that a tool deletes and makes again, and a Node without addresses, cost no session.
+	before := w.sinks.bgp
+	w.r.secret("missing", nil, true)
+	w.step()
+	if got := w.sinks.passwords["nosecret"]; got != "n3w" || w.sinks.bgp != before {
+		t.Errorf("without its Secret the session has the password %q; sessions %s", got, w.sinks.bgp)
+	}
+	if len(w.events.Events) != 1 || !strings.Contains(<-w.events.Events, "PasswordLost") {
+		t.Error("no event says that the Secret is gone")
+	}
+	if !slices.ContainsFunc(w.r.problems, func(p config.Problem) bool {
+		return p.Name == "nosecret" && strings.Contains(p.Message, "there is no Secret clarion-system/missing; the session goes on with the last password")
+	}) {
+		t.Errorf("problems: %+v", w.r.problems)
+	}
+	w.r.secret("missing", map[string][]byte{"password": []byte("n3w")}, false)
+	w.step()
+	if len(w.events.Events) != 0 {
+		t.Errorf("the same Secret is back: %s", <-w.events.Events)
+	}
+	w.set(node("a", "192.0.2.99"))
+	w.step()
+	with := w.sinks.bgp
+	w.set(node("a"))
+	w.step()
+	if w.sinks.bgp != with || !strings.Contains(with, "good as 192.0.2.99:") {
+		t.Errorf("without addresses: %s, with: %s", w.sinks.bgp, with)
 	}
 }
 

@@ -3,14 +3,14 @@ package v1beta1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // BGPPeerSpec describes a router that speakers hold BGP sessions with.
-// +kubebuilder:validation:XValidation:rule="has(self.peerASN) != has(self.dynamicASN)",message="exactly one of peerASN and dynamicASN must be set"
-// +kubebuilder:validation:XValidation:rule="[has(self.peerAddress), has(self.interface), has(self.autoDiscovery)].filter(x, x).size() == 1",message="exactly one of peerAddress, interface and autoDiscovery must be set"
-// +kubebuilder:validation:XValidation:rule="!has(self.password) || !has(self.passwordSecret)",message="password and passwordSecret exclude each other"
+// +kubebuilder:validation:XValidation:rule="(has(self.peerASN) && self.peerASN != 0) != (has(self.dynamicASN) && size(self.dynamicASN) > 0)",message="exactly one of peerASN and dynamicASN must be set"
+// +kubebuilder:validation:XValidation:rule="[has(self.peerAddress) && size(self.peerAddress) > 0, has(self.interface) && size(self.interface) > 0, has(self.autoDiscovery)].filter(x, x).size() == 1",message="exactly one of peerAddress, interface and autoDiscovery must be set"
+// +kubebuilder:validation:XValidation:rule="!(has(self.password) && size(self.password) > 0) || !(has(self.passwordSecret) && has(self.passwordSecret.name) && size(self.passwordSecret.name) > 0)",message="password and passwordSecret exclude each other"
 // +kubebuilder:validation:XValidation:rule="!(has(self.ebgpMultiHop) && self.ebgpMultiHop && has(self.ttlSecurity) && self.ttlSecurity)",message="ebgpMultiHop and ttlSecurity exclude each other"
 // +kubebuilder:validation:XValidation:rule="!(has(self.ebgpMultiHop) && self.ebgpMultiHop && has(self.peerASN) && self.peerASN == (has(self.localASN) ? self.localASN : self.myASN))",message="ebgpMultiHop is for eBGP: peerASN is the local AS number"
 // +kubebuilder:validation:XValidation:rule="!(has(self.ebgpMultiHop) && self.ebgpMultiHop && has(self.dynamicASN) && self.dynamicASN == 'internal')",message="ebgpMultiHop is for eBGP: dynamicASN internal is iBGP"
-// +kubebuilder:validation:XValidation:rule="!has(self.keepaliveTime) || (has(self.holdTime) ? duration(self.holdTime) == duration('0s') || duration(self.keepaliveTime) < duration(self.holdTime) : duration(self.keepaliveTime) < duration('90s'))",message="keepaliveTime must be shorter than holdTime (90s where unset); a third of it is usual"
-// +kubebuilder:validation:XValidation:rule="!(has(self.passive) && self.passive && has(self.connectTime))",message="connectTime is for sessions that the speaker opens: it excludes passive"
+// +kubebuilder:validation:XValidation:rule="!has(self.keepaliveTime) || !has(self.holdTime) || duration(self.holdTime) == duration('0s') || duration(self.keepaliveTime) <= duration(self.holdTime)",message="keepaliveTime must not be longer than holdTime; a third of it is usual"
+// +kubebuilder:validation:XValidation:rule="!(has(self.passive) && self.passive && has(self.connectTime) && duration(self.connectTime) > duration('0s'))",message="connectTime is for sessions that the speaker opens: it excludes passive"
 // +kubebuilder:validation:XValidation:rule="!has(self.gracefulRestart) || !has(self.enableGracefulRestart) || self.enableGracefulRestart",message="enableGracefulRestart: false contradicts gracefulRestart: leave one of them out"
 // +kubebuilder:validation:XValidation:rule="!has(self.sourceAddress) || !has(self.peerAddress) || !isIP(self.sourceAddress) || !isIP(self.peerAddress) || ip(self.sourceAddress).family() == ip(self.peerAddress).family()",message="sourceAddress must be of the same family as peerAddress"
 type BGPPeerSpec struct {
@@ -25,21 +25,21 @@ type BGPPeerSpec struct {
 	// +optional
 	LocalASN *int64 `json:"localASN,omitempty"`
 
-	// peerASN is the AS number that the peer must have, 1 to 4294967295.
-	// +kubebuilder:validation:Minimum=1
+	// peerASN is the AS number that the peer must have, 1 to 4294967295; 0 is the same as unset.
+	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=4294967295
 	// +optional
 	PeerASN *int64 `json:"peerASN,omitempty"`
 
 	// dynamicASN takes the peer's AS number from its OPEN message: "internal" accepts only the local AS number,
 	// "external" only another.
-	// +kubebuilder:validation:Enum=internal;external
+	// +kubebuilder:validation:Enum=internal;external;""
 	// +optional
 	DynamicASN string `json:"dynamicASN,omitempty"`
 
 	// peerAddress is the peer's address.
 	// +kubebuilder:validation:MaxLength=45
-	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="must be an IP address"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="must be an IP address"
 	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast() || ip(self).isLinkLocalUnicast() || ip(self).isLoopback()",message="must be the address of one host, neither unspecified nor multicast"
 	// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).family() == 4 || !ip(self).isLinkLocalUnicast()",message="a link-local peer is found by its interface: set interface instead of peerAddress"
 	// +optional
@@ -48,7 +48,7 @@ type BGPPeerSpec struct {
 	// interface peers with the router on this interface over IPv6 link-local addresses, without configured addresses
 	// ("unnumbered"); IPv4 routes then have IPv6 next hops (RFC 8950).
 	// +kubebuilder:validation:MaxLength=15
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[^/ ]+$')",message="must be an interface name, without '/' or spaces"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[^/ ]*$')",message="must be an interface name, without '/' or spaces"
 	// +optional
 	Interface string `json:"interface,omitempty"`
 
@@ -58,7 +58,7 @@ type BGPPeerSpec struct {
 
 	// sourceAddress is the node's address that the session uses. Unset: the kernel's choice.
 	// +kubebuilder:validation:MaxLength=45
-	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="must be an IP address"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self)",message="must be an IP address"
 	// +optional
 	SourceAddress string `json:"sourceAddress,omitempty"`
 
@@ -69,33 +69,35 @@ type BGPPeerSpec struct {
 	// +optional
 	PeerPort int32 `json:"peerPort,omitempty"`
 
-	// holdTime is the proposed hold time: how long the session lives without a message from the peer. Whole seconds,
-	// 0s (no keepalives at all) or 3s to 65535s (RFC 4271 section 4.2). Unset: 90s.
+	// holdTime is the proposed hold time: how long the session lives without a message from the peer. Whole seconds, 3s to
+	// 65535s (RFC 4271 section 4.2); the lower one of the two sides counts. 0s or unset: three times keepaliveTime, and 90s
+	// without one. A change counts from the next session on.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
 	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}(ms|s|m|h))+)$') && duration(self).getMilliseconds() % 1000 == 0 && (duration(self) == duration('0s') || (duration(self) >= duration('3s') && duration(self) <= duration('65535s')))",message="holdTime must be whole seconds: 0s, or between 3s and 65535s"
 	// +optional
 	HoldTime *metav1.Duration `json:"holdTime,omitempty"`
 
-	// keepaliveTime is the time between keepalive messages, whole seconds, at least 1s, shorter than holdTime. Unset: a third of the
-	// negotiated hold time, which is also the most that is advised (RFC 4271 section 4.4).
+	// keepaliveTime is the longest time between keepalive messages, whole seconds, not longer than holdTime. 0s or unset: a
+	// third of the negotiated hold time, which is also the most that is used (RFC 4271 section 4.4). A change counts from
+	// the next session on.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}(ms|s|m|h))+)$') && duration(self) >= duration('1s') && duration(self) <= duration('21845s') && duration(self).getMilliseconds() % 1000 == 0",message="keepaliveTime must be whole seconds, between 1s and 21845s"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}(ms|s|m|h))+)$') && duration(self) >= duration('0s') && duration(self) <= duration('65535s') && duration(self).getMilliseconds() % 1000 == 0",message="keepaliveTime must be whole seconds, at most 65535s"
 	// +optional
 	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
 
-	// connectTime is the longest time between attempts to connect, whole seconds, 1s to 65535s. Unset: 1s.
+	// connectTime is the longest time between attempts to connect, whole seconds, 1s to 65535s. 0s or unset: 1s.
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}(ms|s|m|h))+)$') && duration(self) >= duration('1s') && duration(self) <= duration('65535s') && duration(self).getMilliseconds() % 1000 == 0",message="connectTime must be whole seconds, between 1s and 65535s"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(0|([0-9]{1,9}(ms|s|m|h))+)$') && duration(self) >= duration('0s') && duration(self) <= duration('65535s') && duration(self).getMilliseconds() % 1000 == 0",message="connectTime must be whole seconds, at most 65535s"
 	// +optional
 	ConnectTime *metav1.Duration `json:"connectTime,omitempty"`
 
 	// routerID is the BGP identifier, written as an IPv4 address. Unset: the node's IPv4 address, and on a node without
 	// one a number made of the node's name.
 	// +kubebuilder:validation:MaxLength=15
-	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 4 && self != '0.0.0.0'",message="must be an IPv4 address other than 0.0.0.0"
+	// +kubebuilder:validation:XValidation:rule="size(self) == 0 || isIP(self) && ip(self).family() == 4 && self != '0.0.0.0'",message="must be an IPv4 address other than 0.0.0.0"
 	// +optional
 	RouterID string `json:"routerID,omitempty"`
 
@@ -105,7 +107,6 @@ type BGPPeerSpec struct {
 
 	// password authenticates the session by TCP MD5 signatures (RFC 2385). It is readable to everyone who may read this
 	// object: prefer passwordSecret.
-	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=80
 	// +optional
 	Password string `json:"password,omitempty"`
@@ -116,7 +117,6 @@ type BGPPeerSpec struct {
 	PasswordSecret *SecretReference `json:"passwordSecret,omitempty"`
 
 	// bfdProfile names a BFDProfile: the session goes down as soon as BFD says so (RFC 5882).
-	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=253
 	// +optional
 	BFDProfile string `json:"bfdProfile,omitempty"`
@@ -145,7 +145,7 @@ type BGPPeerSpec struct {
 
 	// vrf binds the session to this VRF device.
 	// +kubebuilder:validation:MaxLength=15
-	// +kubebuilder:validation:XValidation:rule="self.matches('^[^/ ]+$')",message="must be an interface name, without '/' or spaces"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[^/ ]*$')",message="must be an interface name, without '/' or spaces"
 	// +optional
 	VRF string `json:"vrf,omitempty"`
 
@@ -158,8 +158,20 @@ type BGPPeerSpec struct {
 	// +optional
 	DisableMP bool `json:"disableMP,omitempty"`
 
-	// maxPrefixesReceived ends the session when the peer sends more prefixes than this, 1 to 4294967295. Clarion uses
-	// none of them; this guards its memory. Unset: 100000.
+	// role customer says in OPEN that the cluster is the customer of the router (RFC 9234): a router that says that it is
+	// anything but the provider is refused.
+	// +kubebuilder:validation:Enum=customer;""
+	// +optional
+	Role string `json:"role,omitempty"`
+
+	// linkBandwidth is the form in which weights of weighted advertisements are sent (RFC 10005): as a community that stays
+	// with the router's AS, as one that routers may hand on, or both. Unset: nonTransitive.
+	// +kubebuilder:validation:Enum=nonTransitive;transitive;both;""
+	// +optional
+	LinkBandwidth string `json:"linkBandwidth,omitempty"`
+
+	// maxPrefixesReceived ends the session when the peer sends more prefixes than this, 1 to 4294967295. Clarion uses none
+	// of them. Unset: nothing ends the session, and no more than 100000 are counted.
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=4294967295
 	// +optional
@@ -168,7 +180,7 @@ type BGPPeerSpec struct {
 
 // AutoDiscovery finds the peer's address on each node.
 type AutoDiscovery struct {
-	// mode DefaultGateway peers with the gateway of the node's default route.
+	// mode DefaultGateway peers with the gateway of the node's default route, with each of them if it has several.
 	// +kubebuilder:validation:Enum=DefaultGateway
 	Mode string `json:"mode"`
 	// addressFamily of the default route.
@@ -191,11 +203,11 @@ type GracefulRestart struct {
 
 // SecretReference names a Secret.
 type SecretReference struct {
-	// name of the Secret.
-	// +kubebuilder:validation:MinLength=1
+	// name of the Secret; empty is the same as no reference.
 	// +kubebuilder:validation:MaxLength=253
-	Name string `json:"name"`
-	// namespace of the Secret; Clarion reads Secrets of its own namespace only, so it may be left out.
+	// +optional
+	Name string `json:"name,omitempty"`
+	// namespace of the Secret. Clarion reads Secrets of its own namespace only, and says so where another one is given.
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Namespace string `json:"namespace,omitempty"`

@@ -139,8 +139,11 @@ type Peer struct {
 	// HoldTime and Keepalive are nil when not set: the defaults are the session's.
 	HoldTime, Keepalive, ConnectTime *time.Duration
 	Password                         string
-	SecretName                       string
-	BFD                              *BFDProfile
+	// SecretName is "" without a Secret. SecretNamespace is what the user wrote, which may be nothing or wrong.
+	SecretName, SecretNamespace string
+	// BFD is nil without BFD, and when there is no profile of the name.
+	BFD     *BFDProfile
+	bfdName string
 	// GracefulRestart is how long the peer keeps the routes, 0 for no graceful restart.
 	GracefulRestart time.Duration
 	MultiHop        bool
@@ -148,7 +151,10 @@ type Peer struct {
 	Passive         bool
 	DualStack       bool
 	VRF             string
-	MaxPrefixes     uint32
+	Customer        bool   // of the peer (RFC 9234)
+	LinkBandwidth   string // "" (non-transitive), "transitive", "both"
+	// MaxPrefixes is how many prefixes the peer may announce, 0 for any number.
+	MaxPrefixes uint32
 }
 
 // BFDProfile is a usable v1beta1.BFDProfile.
@@ -160,11 +166,8 @@ type BFDProfile struct {
 	Echo              time.Duration // 0: no echo function
 }
 
-// Defaults of BGPPeer fields that have none in the API.
-const (
-	defaultRestartTime = 120 * time.Second
-	defaultMaxPrefixes = 100_000
-)
+// defaultRestartTime is the one BGPPeer default that the API does not have.
+const defaultRestartTime = 120 * time.Second
 
 // Parse returns what can be used of the objects, and a problem for each thing that cannot. The order of the objects
 // does not matter.
@@ -206,6 +209,11 @@ func (c *Config) Keep(last *Config, problems []Problem) {
 	for _, p := range last.Peers {
 		if disabled["BGPPeer/"+p.Name] {
 			c.Peers = append(c.Peers, p)
+		}
+		for i := range c.Peers { // a profile that is gone for a moment stays in use
+			if q := &c.Peers[i]; q.Name == p.Name && q.BFD == nil && q.bfdName != "" && q.bfdName == p.bfdName {
+				q.BFD = p.BFD
+			}
 		}
 	}
 	slices.SortFunc(c.BGP, func(a, b BGPAdvertisement) int { return cmp.Compare(a.Name, b.Name) })
@@ -361,13 +369,13 @@ func (p *parser) peer(b *v1beta1.BGPPeer) {
 		LocalASN: uint32(deref(s.LocalASN, s.MyASN)), PeerASN: uint32(deref(s.PeerASN, 0)), Dynamic: s.DynamicASN,
 		Interface: s.Interface, Port: uint16(cmp.Or(s.PeerPort, 179)), Password: s.Password,
 		MultiHop: s.EBGPMultiHop, TTLSecurity: s.TTLSecurity, Passive: s.Passive, DualStack: s.DualStackAddressFamily,
-		VRF: s.VRF, MaxPrefixes: uint32(deref(s.MaxPrefixesReceived, defaultMaxPrefixes)),
+		VRF: s.VRF, MaxPrefixes: uint32(deref(s.MaxPrefixesReceived, 0)),
 		Nodes:   o.selectors("spec.nodeSelectors", s.NodeSelectors),
 		Address: o.addr("spec.peerAddress", s.PeerAddress), Source: o.addr("spec.sourceAddress", s.SourceAddress),
-		RouterID: o.addr("spec.routerID", s.RouterID),
+		RouterID: o.addr("spec.routerID", s.RouterID), Customer: s.Role == "customer", LinkBandwidth: s.LinkBandwidth,
 	}
 	if s.PasswordSecret != nil {
-		peer.SecretName = s.PasswordSecret.Name
+		peer.SecretName, peer.SecretNamespace = s.PasswordSecret.Name, s.PasswordSecret.Namespace
 	}
 	if s.AutoDiscovery != nil {
 		peer.Gateway = cmp.Or(s.AutoDiscovery.AddressFamily, "IPv4")
@@ -376,9 +384,13 @@ func (p *parser) peer(b *v1beta1.BGPPeer) {
 		from *metav1.Duration
 		to   **time.Duration
 	}{{s.HoldTime, &peer.HoldTime}, {s.KeepaliveTime, &peer.Keepalive}, {s.ConnectTime, &peer.ConnectTime}} {
-		if t.from != nil {
+		if t.from != nil && t.from.Duration != 0 {
 			*t.to = &t.from.Duration
 		}
+	}
+	if peer.HoldTime == nil && peer.Keepalive != nil { // as MetalLB has it
+		hold := max(3*time.Second, min(3**peer.Keepalive, 65535*time.Second))
+		peer.HoldTime = &hold
 	}
 	if s.EnableGracefulRestart || s.GracefulRestart != nil {
 		peer.GracefulRestart = defaultRestartTime
@@ -387,14 +399,14 @@ func (p *parser) peer(b *v1beta1.BGPPeer) {
 		}
 	}
 	if s.BFDProfile != "" {
-		if peer.BFD = p.profiles[s.BFDProfile]; peer.BFD == nil {
-			o.problem(ReasonProfileNotFound, "spec.bfdProfile: there is no BFDProfile %q; the session runs without BFD until there is", s.BFDProfile)
+		if peer.bfdName, peer.BFD = s.BFDProfile, p.profiles[s.BFDProfile]; peer.BFD == nil {
+			o.problem(ReasonProfileNotFound, "spec.bfdProfile: there is no BFDProfile %q; sessions run without BFD, or with the last one of the name, until there is", s.BFDProfile)
 		} else if peer.BFD.Echo > 0 && (peer.MultiHop || peer.Address.Is6()) {
 			o.problem(ReasonAdvice, "spec.bfdProfile: BFDProfile %q has echoMode, which only sessions over one hop of IPv4 have; this one runs without", s.BFDProfile)
 		}
 	}
 	if h, k := peer.HoldTime, peer.Keepalive; h != nil && k != nil && *h > 0 && *k > *h/3 {
-		o.problem(ReasonAdvice, "spec.keepaliveTime: %v is more than a third of holdTime %v, so that one lost keepalive can end the session; at most %v is advised", *k, *h, *h/3)
+		o.problem(ReasonAdvice, "spec.keepaliveTime: %v is more than a third of holdTime %v, so that one lost keepalive could end the session; %v is used", *k, *h, *h/3)
 	}
 	if o.remembered(); !o.disabled {
 		p.out.Peers = append(p.out.Peers, peer)

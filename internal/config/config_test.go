@@ -82,8 +82,8 @@ func TestOneBadObjectDisablesItselfOnly(t *testing.T) {
 Community/b Invalid disabled=false: spec.communities[1].value: community "1:x": "x" is not a number between 0 and 65535
 BGPPeer/bad Invalid disabled=true: spec.peerAddress: "router" is not an IP address; speakers that knew its last usable form keep it until they restart
 BGPPeer/echo6 Advice disabled=false: spec.bfdProfile: BFDProfile "echo" has echoMode, which only sessions over one hop of IPv4 have; this one runs without
-BGPPeer/nobfd BFDProfileNotFound disabled=false: spec.bfdProfile: there is no BFDProfile "slow"; the session runs without BFD until there is
-BGPPeer/tight Advice disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive can end the session; at most 3s is advised
+BGPPeer/nobfd BFDProfileNotFound disabled=false: spec.bfdProfile: there is no BFDProfile "slow"; sessions run without BFD, or with the last one of the name, until there is
+BGPPeer/tight Advice disabled=false: spec.keepaliveTime: 4s is more than a third of holdTime 9s, so that one lost keepalive could end the session; 3s is used
 L2Advertisement/bad Invalid disabled=true: spec.nodeSelectors[0]: "Sometimes" is not a valid label selector operator
 L2Advertisement/half PoolNotFound disabled=false: spec.ipAddressPools: there is no IPAddressPool "wan"; create it or correct the name
 L2Advertisement/twice Advice disabled=false: spec.nodeSelectors[1]: it is the same as spec.nodeSelectors[0]; remove one of them
@@ -107,7 +107,7 @@ BGPAdvertisement/half PeerNotFound disabled=false: spec.peers: there is no BGPPe
 	if want := "l2 good\nl2 half\nl2 twice\nbgp good [64500:1 65535:65281 large:1:2:3]\nbgp half []\npeer echo6 bfd=true\npeer nobfd bfd=false\npeer tight bfd=false\npeer tor1 bfd=true\n"; used.String() != want {
 		t.Errorf("used:\n%s\nwant:\n%s", used.String(), want)
 	}
-	if tor1 := cfg.Peers[3]; tor1.BFD.Transmit != 50*time.Millisecond || tor1.BFD.Receive != 300*time.Millisecond || tor1.Port != 179 || tor1.MaxPrefixes != 100_000 {
+	if tor1 := cfg.Peers[3]; tor1.BFD.Transmit != 50*time.Millisecond || tor1.BFD.Receive != 300*time.Millisecond || tor1.Port != 179 || tor1.MaxPrefixes != 0 {
 		t.Errorf("defaults: %+v, BFD %+v", tor1, tor1.BFD)
 	}
 }
@@ -218,5 +218,48 @@ func TestWeightsMeetAtARouter(t *testing.T) {
 	want := map[string][]string{"a": {`BGPAdvertisement "b" ` + text}, "b": {`BGPAdvertisement "a" ` + text}}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got:\n%v\nwant:\n%v", got, want)
+	}
+}
+
+// What MetalLB takes for unset is unset.
+func TestPeerLikeMetalLBs(t *testing.T) {
+	d := func(s float64) *metav1.Duration {
+		return &metav1.Duration{Duration: time.Duration(s * float64(time.Second))}
+	}
+	zero := int64(0)
+	base := v1beta1.BGPPeerSpec{MyASN: 64500, PeerASN: &zero, DynamicASN: "external", PeerAddress: "192.0.2.1",
+		HoldTime: d(0), KeepaliveTime: d(0), ConnectTime: d(0), PasswordSecret: &v1beta1.SecretReference{}}
+	parse := func(edit func(*v1beta1.BGPPeerSpec)) Peer {
+		p := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: base}
+		edit(&p.Spec)
+		cfg, problems := Parse(Objects{BGPPeers: []*v1beta1.BGPPeer{p}})
+		if len(problems) > 0 || len(cfg.Peers) != 1 {
+			t.Fatalf("problems %+v", problems)
+		}
+		return cfg.Peers[0]
+	}
+	if p := parse(func(*v1beta1.BGPPeerSpec) {}); p.HoldTime != nil || p.Keepalive != nil || p.ConnectTime != nil || p.SecretName != "" || p.PeerASN != 0 {
+		t.Errorf("zeros: %+v", p)
+	}
+	if p := parse(func(s *v1beta1.BGPPeerSpec) { s.KeepaliveTime = d(20) }); *p.HoldTime != time.Minute || *p.Keepalive != 20*time.Second {
+		t.Errorf("keepaliveTime alone: hold time %s, keepalive time %s", *p.HoldTime, *p.Keepalive)
+	}
+}
+
+// A profile that is gone for a moment stays in use; one that is no longer named does not.
+func TestProfileIsKept(t *testing.T) {
+	peer := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: v1beta1.BGPPeerSpec{MyASN: 64500, PeerAddress: "192.0.2.1", BFDProfile: "fast"}}
+	o := Objects{BGPPeers: []*v1beta1.BGPPeer{peer}, BFDProfiles: []*v1beta1.BFDProfile{{ObjectMeta: metav1.ObjectMeta{Name: "fast"}}}}
+	first, _ := Parse(o)
+	o.BFDProfiles = nil
+	second, problems := Parse(o)
+	second.Keep(first, problems)
+	if second.Peers[0].BFD == nil || second.Peers[0].BFD != first.Peers[0].BFD {
+		t.Errorf("without the profile: %+v", second.Peers[0].BFD)
+	}
+	peer.Spec.BFDProfile = ""
+	third, problems := Parse(o)
+	if third.Keep(second, problems); third.Peers[0].BFD != nil {
+		t.Errorf("not named any more: %+v", third.Peers[0].BFD)
 	}
 }

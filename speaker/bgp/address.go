@@ -1,55 +1,172 @@
 package bgp
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// gateway is the gateway of the default route of a family, of the one with the lowest metric if there are several.
-func gateway(g Gateway) (netip.Addr, error) {
+// kernel is what the sessions need of the node's network.
+type kernel interface {
+	// dial connects to the peer at remote.
+	dial(ctx context.Context, p Peer, remote netip.Addr) (net.Conn, error)
+	// listen delivers the connections of a passive peer until cancel is called.
+	listen(p Peer, remote netip.Addr, deliver func(net.Conn)) (cancel func(), err error)
+	// close ends all listening.
+	close()
+	// addresses are those of every interface.
+	addresses() ([]address, error)
+	// gateways are those of the default route.
+	gateways(Gateway) ([]netip.Addr, error)
+	// watch calls changed when addresses or routes have changed, until ctx ends.
+	watch(ctx context.Context, changed func())
+}
+
+// linux is the kernel that this process runs on.
+type linux struct{ *listeners }
+
+func newKernel(listenPort uint16) kernel { return linux{newListeners(listenPort)} }
+
+// address is an address of the node.
+type address struct {
+	addr     netip.Addr // without a zone
+	link     int        // index of the interface
+	usable   bool       // global, and neither tentative nor about to go
+	floating bool       // looks like one that moves between nodes: beside another of its network, or a host's alone
+}
+
+func (linux) addresses() ([]address, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
+	var all []address
+	for _, a := range list {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok {
+			continue
+		}
+		ip = ip.Unmap()
+		ones, bits := a.Mask.Size()
+		all = append(all, address{
+			addr: ip, link: a.LinkIndex,
+			usable:   a.Flags&unusable&^secondary(ip) == 0 && ip.IsGlobalUnicast(),
+			floating: a.Flags&secondary(ip) != 0 || ones == bits,
+		})
+	}
+	return all, nil
+}
+
+// secondary is the flag of an IPv4 address that is beside another of its network. For IPv6 the same bit means temporary.
+func secondary(a netip.Addr) int {
+	if a.Is4() {
+		return unix.IFA_F_SECONDARY
+	}
+	return 0
+}
+
+// settle is how long changes of addresses and routes are collected before they are looked at.
+const settle = 200 * time.Millisecond
+
+func (linux) watch(ctx context.Context, changed func()) {
+	for ctx.Err() == nil {
+		addrs, routes := make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
+		done := make(chan struct{})
+		err := netlink.AddrSubscribeWithOptions(addrs, done, netlink.AddrSubscribeOptions{ErrorCallback: func(error) {}})
+		if err == nil {
+			err = netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: func(error) {}})
+		}
+		changed() // there may have been changes before
+		var due <-chan time.Time
+		for ok := err == nil; ok && ctx.Err() == nil; {
+			touched := false
+			select {
+			case <-ctx.Done():
+			case _, ok = <-addrs:
+				touched = true
+			case r, open := <-routes:
+				ok = open
+				touched = r.Route.Table == unix.RT_TABLE_MAIN && isDefault(r.Route)
+			case <-due:
+				due = nil
+				changed()
+			}
+			if touched && due == nil {
+				due = time.After(settle)
+			}
+		}
+		close(done)
+		select { // what was missed, or cannot be subscribed to, is looked at again
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func isDefault(r netlink.Route) bool {
+	if r.Dst == nil {
+		return true
+	}
+	ones, _ := r.Dst.Mask.Size()
+	return ones == 0 && r.Dst.IP.IsUnspecified()
+}
+
+// gateways are those of the default route with the lowest metric: several, sorted, if it has several next hops, or if
+// there are several such routes.
+func (linux) gateways(g Gateway) ([]netip.Addr, error) {
 	family, name := netlink.FAMILY_V4, "IPv4"
 	if g == GatewayIPv6 {
 		family, name = netlink.FAMILY_V6, "IPv6"
 	}
 	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("list %s routes: %w", name, err)
+		return nil, fmt.Errorf("list %s routes: %w", name, err)
 	}
-	var best *netlink.Route
-	for i, r := range routes {
-		isDefault := r.Dst == nil || r.Dst.IP.IsUnspecified() && func() bool { ones, _ := r.Dst.Mask.Size(); return ones == 0 }()
-		if isDefault && r.Type == unix.RTN_UNICAST && (best == nil || r.Priority < best.Priority) {
-			best = &routes[i]
+	routes = slices.DeleteFunc(routes, func(r netlink.Route) bool { return !isDefault(r) || r.Type != unix.RTN_UNICAST })
+	if len(routes) == 0 {
+		return nil, fmt.Errorf("the node has no %s default route", name)
+	}
+	best := slices.MinFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) }).Priority
+	var all []netip.Addr
+	add := func(ip net.IP, link int) {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			all = append(all, withZone(a.Unmap(), link))
 		}
 	}
-	if best == nil {
-		return netip.Addr{}, fmt.Errorf("the node has no %s default route", name)
+	for _, r := range routes {
+		if r.Priority != best {
+			continue
+		}
+		add(r.Gw, r.LinkIndex)
+		for _, hop := range r.MultiPath {
+			add(hop.Gw, hop.LinkIndex)
+		}
 	}
-	ip, link := best.Gw, best.LinkIndex
-	if ip == nil && len(best.MultiPath) > 0 {
-		ip, link = best.MultiPath[0].Gw, best.MultiPath[0].LinkIndex
+	if len(all) == 0 {
+		return nil, fmt.Errorf("the node's %s default route has no gateway", name)
 	}
-	addr, ok := netip.AddrFromSlice(ip)
-	if !ok {
-		return netip.Addr{}, fmt.Errorf("the node's %s default route has no gateway", name)
-	}
-	return withZone(addr.Unmap(), link)
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all), nil
 }
 
 // withZone is a with the interface of that index as its zone if it is a link-local address.
-func withZone(a netip.Addr, link int) (netip.Addr, error) {
+func withZone(a netip.Addr, link int) netip.Addr {
 	if !a.Is6() || !a.IsLinkLocalUnicast() {
-		return a, nil
+		return a
 	}
 	ifi, err := net.InterfaceByIndex(link)
-	if err != nil {
-		return netip.Addr{}, fmt.Errorf("interface of %s: %w", a, err)
+	if err != nil { // just gone; connecting says so
+		return a
 	}
-	return a.WithZone(ifi.Name), nil
+	return a.WithZone(ifi.Name)
 }
 
 // localFor is the address that the kernel sends from to remote.
@@ -62,41 +179,34 @@ func localFor(remote netip.Addr) (netip.Addr, error) {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-// onLink says that no router lies between this node and remote.
-func onLink(remote netip.Addr) bool {
+// onLink says that no router lies between this node and remote, as seen from a VRF, "" for none.
+func onLink(remote netip.Addr, vrf string) bool {
 	if remote.IsLinkLocalUnicast() {
 		return true
 	}
-	routes, err := netlink.RouteGet(remote.AsSlice())
+	var routes []netlink.Route
+	var err error
+	if vrf == "" {
+		routes, err = netlink.RouteGet(remote.AsSlice())
+	} else {
+		routes, err = netlink.RouteGetWithOptions(remote.AsSlice(), &netlink.RouteGetOptions{VrfName: vrf})
+	}
 	return err == nil && len(routes) > 0 && routes[0].Gw == nil && len(routes[0].MultiPath) == 0
 }
 
-// neighbours are the global addresses of the interface that has the address local; none if there is no such interface.
-func neighbours(local netip.Addr) ([]netip.Addr, error) {
-	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
+// neighbours are the usable addresses of the interface that has the address local, on that of index link if it is not 0.
+// known is false if there is no such interface.
+func neighbours(all []address, local netip.Addr, link int) (on []address, known bool) {
+	i := slices.IndexFunc(all, func(a address) bool { return a.addr == local.WithZone("") && (link == 0 || a.link == link) })
+	if i < 0 {
+		return nil, false
 	}
-	link := -1
 	for _, a := range all {
-		if ip, ok := netip.AddrFromSlice(a.IP); ok && ip.Unmap() == local.WithZone("") && (local.Zone() == "" || zoneIs(local.Zone(), a.LinkIndex)) {
-			link = a.LinkIndex
+		if a.link == all[i].link && a.usable {
+			on = append(on, a)
 		}
 	}
-	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
-	var addrs []netip.Addr
-	for _, a := range all {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if ok && a.LinkIndex == link && a.Flags&unusable == 0 && ip.Unmap().IsGlobalUnicast() {
-			addrs = append(addrs, ip.Unmap())
-		}
-	}
-	return addrs, nil
-}
-
-func zoneIs(zone string, link int) bool {
-	ifi, err := net.InterfaceByIndex(link)
-	return err == nil && ifi.Name == zone
+	return on, true
 }
 
 // nextHops are the next hops of the routes of each family; an invalid one means that the family is not announced.
@@ -106,36 +216,47 @@ type nextHops struct {
 	problem string
 }
 
-func (n nextHops) of(prefix netip.Prefix) netip.Addr {
-	if prefix.Addr().Is4() {
-		return n.v4
+func (n nextHops) of(v6 bool) netip.Addr {
+	if v6 {
+		return n.v6
 	}
-	return n.v6
+	return n.v4
 }
 
-// chooseNextHops finds what routes point to: this node, at an address that the peer can use. local is the address of
-// the session, addrs are the others of its interface, v4 and v6 are the families that both sides carry, and v4over6 says
-// that they agreed on IPv6 next hops for IPv4 routes.
-func chooseNextHops(local netip.Addr, addrs []netip.Addr, v4, v6, v4over6 bool) nextHops {
+// chooseNextHops finds what routes point to: this node, at an address that the peer can use. local is the address of the
+// session, and on are the addresses of its interface. Of several, the node's own is preferred, and then one that does
+// not look as if it moved between nodes.
+func chooseNextHops(local netip.Addr, on []address, own Options, a agreement) nextHops {
 	var h nextHops
 	bare := local.WithZone("") // a next hop is on the link of the session anyway
-	first := func(is func(netip.Addr) bool) netip.Addr {
-		for _, a := range addrs {
-			if is(a) {
-				return a
+	best := func(is4 bool) (found netip.Addr) {
+		rank := 0
+		for _, a := range on {
+			if a.addr.Is4() != is4 {
+				continue
+			}
+			r := 2
+			switch {
+			case a.addr == own.Own4 || a.addr == own.Own6:
+				r = 3
+			case a.floating:
+				r = 1
+			}
+			if r > rank {
+				found, rank = a.addr, r
 			}
 		}
-		return netip.Addr{}
+		return found
 	}
-	if v4 {
+	if a.v4 {
 		switch {
 		case local.Is4():
 			h.v4 = local
-		case local.IsLinkLocalUnicast() && v4over6: // unnumbered: the peer need not have a route to any other address
+		case local.IsLinkLocalUnicast() && a.v4over6: // unnumbered: the peer need not have a route to any other address
 			h.v4 = bare
 		default:
 			// A next hop of the route's own family needs no agreement (RFC 8950 section 4).
-			if h.v4 = first(netip.Addr.Is4); !h.v4.IsValid() && v4over6 {
+			if h.v4 = best(true); !h.v4.IsValid() && a.v4over6 {
 				h.v4 = bare
 			}
 			if !h.v4.IsValid() {
@@ -143,9 +264,9 @@ func chooseNextHops(local netip.Addr, addrs []netip.Addr, v4, v6, v4over6 bool) 
 			}
 		}
 	}
-	if v6 {
+	if a.v6 {
 		if h.v6 = bare; local.Is4() {
-			if h.v6 = first(netip.Addr.Is6); !h.v6.IsValid() {
+			if h.v6 = best(false); !h.v6.IsValid() {
 				h.problem = fmt.Sprintf("IPv6 routes are not announced: the interface of %s has no global IPv6 address", local)
 			}
 		}

@@ -31,11 +31,11 @@ func TestNextHops(t *testing.T) {
 		{name: "unnumbered", local: "fe80::1%eth1", others: "192.0.2.1 2001:db8::1", v4: true, v6: true, v4over: true, want4: "fe80::1", want6: "fe80::1"},
 		{name: "unnumbered, and the peer cannot do without IPv4", local: "fe80::1%eth1", others: "192.0.2.1", v4: true, v6: true, want4: "192.0.2.1", want6: "fe80::1"},
 	} {
-		var others []netip.Addr
+		var others []address
 		for f := range strings.FieldsSeq(tt.others) {
-			others = append(others, addr(f))
+			others = append(others, address{addr: addr(f), usable: true})
 		}
-		got := chooseNextHops(addr(tt.local), others, tt.v4, tt.v6, tt.v4over)
+		got := chooseNextHops(addr(tt.local), others, Options{}, agreement{v4: tt.v4, v6: tt.v6, v4over6: tt.v4over})
 		if got.v4 != addr(tt.want4) || got.v6 != addr(tt.want6) || tt.problem == "" != (got.problem == "") || !strings.Contains(got.problem, tt.problem) {
 			t.Errorf("%s: %s, %s, %q; want %s, %s, %q", tt.name, got.v4, got.v6, got.problem, tt.want4, tt.want6, tt.problem)
 		}

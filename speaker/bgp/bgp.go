@@ -1,23 +1,28 @@
-// Package bgp keeps BGP sessions and the routes announced in them current. It announces only: what a peer sends is
-// counted and dropped.
+// Package bgp keeps BGP sessions and the routes announced in them current (RFC 4271). It announces only: what a peer sends
+// is counted and dropped.
 //
-// The library (GoBGP) owns the BGP state machine, the routes and the messages made of them; one BgpServer per peer, so
-// that each has its own AS number, router ID and attributes. This package owns the TCP connection to the peer and
-// relays messages between it and the library over a loopback connection (relay.go). That is what lets a session be up
-// again at once (the library idles for seconds after each failure), lets passive peers share one listener, shows every
-// NOTIFICATION, and keeps the library from ever parsing an UPDATE of a peer.
+// Set takes the whole truth: the sessions, and for each a Table of routes. fsm.go are the states of a session as
+// functions; rib.go is what a peer has been sent, and what it has to be told; message.go and open.go are what goes over
+// the wire, made and read by GoBGP's codec but for UPDATEs of peers, which are only counted; socket.go and address.go are
+// the kernel.
 //
-// It does not know Kubernetes, and no type of the library leaves it.
+// It does not know Kubernetes, and no type of the codec leaves it.
 package bgp
 
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
 	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
@@ -48,11 +53,27 @@ const (
 	GatewayIPv6
 )
 
-// Peer says who a session is with and how it is held. It is comparable: a Peer that is equal to the one of before leaves
-// its session alone, and one that differs in any field replaces it.
+// LinkBandwidth says which of its two forms the link bandwidth community has (RFC 10005 section 2).
+type LinkBandwidth uint8
+
+// The non-transitive form stays with the peer's AS; routers may hand the transitive one on.
+const (
+	LinkBandwidthNonTransitive LinkBandwidth = iota
+	LinkBandwidthTransitive
+	LinkBandwidthBoth
+)
+
+// Peer says who a session is with and how it is held. It is comparable.
 type Peer struct {
 	// Name identifies the peer; no two in one Set have the same.
 	Name string
+	Identity
+	Options
+}
+
+// Identity is what of a Peer makes a session: the protocol cannot change it in one that stands, so that another Identity
+// is another session.
+type Identity struct {
 	// LocalASN is the AS number that this side gives.
 	LocalASN uint32
 	// PeerASN is the AS number that the peer must have; ignored unless Dynamic is DynamicNone.
@@ -61,7 +82,8 @@ type Peer struct {
 	Dynamic Dynamic
 
 	// Exactly one of Address, Interface and DefaultGateway says where the peer is. Interface means the router behind a
-	// network interface, whose link-local address is learned from its router advertisements.
+	// network interface, whose link-local address is learned from its router advertisements. DefaultGateway means a
+	// session with each gateway of the default route.
 	Address        netip.Addr
 	Interface      string
 	DefaultGateway Gateway
@@ -73,18 +95,7 @@ type Peer struct {
 	RouterID netip.Addr
 	// VRF is the device that the session is bound to, "" for none.
 	VRF string
-
-	// HoldTime is the proposed hold time: 0 for a session without keepalives, else whole seconds, 3 to 65535
-	// (RFC 4271 section 4.2). There is no default here: see DefaultHoldTime.
-	HoldTime time.Duration
-	// Keepalive is the time between keepalives when the peer agrees to HoldTime, whole seconds; 0 for a third of it.
-	Keepalive time.Duration
-	// ConnectTime is the longest time between attempts to connect, whole seconds; 0 for 1 s.
-	ConnectTime time.Duration
-	// Password is the key of TCP MD5 signatures (RFC 2385), at most 80 bytes, "" for none.
-	Password string
-	// BFD are the settings of the BFD session beside the BGP session. The zero Profile means none.
-	BFD bfd.Profile
+	Auth
 	// GracefulRestart is for how long the peer is asked to keep routes after the session broke (RFC 4724), whole
 	// seconds, at most 4095; 0 means that they go when the session goes. It also decides how the session ends when Run
 	// does: with it, without a NOTIFICATION, so that the peer keeps the routes.
@@ -98,15 +109,55 @@ type Peer struct {
 	// DualStack carries both address families. Without it, a session carries the family of its own addresses. A session
 	// on an Interface always carries both.
 	DualStack bool
-	// MaxPrefixes ends the session when the peer announces more prefixes than this; 0 for no limit.
+	// Customer says in OPEN that this side is the customer of the peer, and takes only a peer that is the provider or
+	// says nothing of it (RFC 9234).
+	Customer bool
+}
+
+// Auth is what the segments of a session are signed with.
+type Auth struct {
+	// Password is the key of TCP MD5 signatures (RFC 2385), at most 80 bytes, "" for none.
+	Password string
+}
+
+// Options are what of a Peer may change while its session stands.
+type Options struct {
+	// HoldTime is the proposed hold time: 0 for a session without keepalives, else whole seconds, 3 to 65535
+	// (RFC 4271 section 4.2). There is no default here: see DefaultHoldTime. A change counts from the next OPEN on.
+	HoldTime time.Duration
+	// Keepalive is the longest time between keepalives, whole seconds; 0 for a third of the hold time that is agreed on,
+	// which is also the most. A change counts from the next OPEN on.
+	Keepalive time.Duration
+	// ConnectTime is the longest time between attempts to connect, whole seconds; 0 for 1 s.
+	ConnectTime time.Duration
+	// BFD are the settings of the BFD session beside the BGP session. The zero Profile means none.
+	BFD bfd.Profile
+	// MaxPrefixes ends the session when the peer announces more prefixes than this; 0 for no limit, beyond the 100,000
+	// that are counted.
 	MaxPrefixes uint32
+	// LinkBandwidth is the form of the link bandwidth community.
+	LinkBandwidth LinkBandwidth
+	// Own4 and Own6 are the addresses that the node is known by. As next hops they are preferred over others on the same
+	// interface, which may move to another node; zero for none.
+	Own4, Own6 netip.Addr
 }
 
 // Session is a peer and everything that is to be announced to it.
 type Session struct {
 	Peer Peer
-	// Routes, at most one for each prefix. Those of a family that the session does not carry are left out.
-	Routes []route.Route
+	// Routes; those of a family that the session does not carry are left out.
+	Routes route.Table
+}
+
+// Observer sees what happens in sessions, for example to report it to a monitoring station (RFC 7854). Its methods are
+// called by the goroutine of the session, in order, and must return soon. They must not keep the messages.
+type Observer interface {
+	// Up is called when a session is established, with the OPEN messages of both sides, before anything is sent.
+	Up(peer string, local, remote netip.AddrPort, sent, received []byte)
+	// Sent is called with each UPDATE message that has been given to the connection.
+	Sent(peer string, remote netip.AddrPort, update []byte)
+	// Down is called when an established session has ended. A *Notification in reason is the message that ended it.
+	Down(peer string, remote netip.AddrPort, reason error)
 }
 
 // Config are the settings of a Speaker.
@@ -118,6 +169,8 @@ type Config struct {
 	OnChange func()
 	// OnUpdate, if not nil, is called with the name of a peer after an UPDATE was written to it. It must return soon.
 	OnUpdate func(peer string)
+	// Observer, if not nil, sees what happens in sessions.
+	Observer Observer
 	// BFD runs the BFD sessions that peers ask for. Nil: such peers have none, and their Status says so.
 	BFD *bfd.Runner
 	// ListenPort is where Passive peers connect to, 0 for 179.
@@ -130,30 +183,45 @@ type Config struct {
 // Speaker holds the sessions.
 type Speaker struct {
 	config  Config
+	kernel  kernel
 	bfd     *bfd.Client
-	listen  *listeners
-	changed chan struct{} // Set has been called
+	changed chan struct{} // Set has been called, or the node's routes or addresses have changed
 
 	mu       sync.Mutex
+	set      bool // Set has been called
 	want     map[string]Session
-	sessions map[string]*session        // the current session of each name
-	ending   map[string]<-chan struct{} // closed when the last session of a name that is gone is over
+	gateways map[Gateway]gateways
+	addrs    []address                 // the node's
+	sessions map[place]*session        // the current session of each place
+	ending   map[place]<-chan struct{} // closed when the last session of a place that is gone is over
 
 	bfdMu   sync.Mutex
-	bfdWant map[string]bfd.Session // beside the sessions, by name
+	bfdWant map[place]bfd.Session // beside the sessions
+}
+
+// place says which of the sessions of a Peer: one whose address is that of the default route's gateways has several.
+type place struct {
+	peer    string
+	gateway netip.Addr
+}
+
+// gateways are those of a default route, or why there are none.
+type gateways struct {
+	addrs []netip.Addr
+	err   error
 }
 
 // New is a Speaker without sessions. It does nothing before Run.
 func New(c Config) *Speaker {
 	c.ListenPort = cmp.Or(c.ListenPort, 179)
 	c.Leave = cmp.Or(c.Leave, time.Second)
+	return newSpeaker(c, newKernel(c.ListenPort))
+}
+
+func newSpeaker(c Config, k kernel) *Speaker {
 	s := &Speaker{
-		config:   c,
-		listen:   newListeners(c.ListenPort),
-		changed:  make(chan struct{}, 1),
-		sessions: map[string]*session{},
-		ending:   map[string]<-chan struct{}{},
-		bfdWant:  map[string]bfd.Session{},
+		config: c, kernel: k, changed: make(chan struct{}, 1), gateways: map[Gateway]gateways{},
+		sessions: map[place]*session{}, ending: map[place]<-chan struct{}{}, bfdWant: map[place]bfd.Session{},
 	}
 	if c.BFD != nil {
 		s.bfd = c.BFD.Client(s.bfdChanged)
@@ -169,7 +237,7 @@ func (s *Speaker) Set(want []Session) {
 		m[w.Peer.Name] = w
 	}
 	s.mu.Lock()
-	s.want = m
+	s.want, s.set = m, true
 	s.mu.Unlock()
 	poke(s.changed)
 }
@@ -178,9 +246,17 @@ func (s *Speaker) Set(want []Session) {
 // GRACEFUL_SHUTDOWN, Config.Leave of time and a Cease. BFD must go on until Run has returned.
 func (s *Speaker) Run(ctx context.Context) error {
 	var all sync.WaitGroup // every session that was started, replaced ones included
+	var watch sync.WaitGroup
+	look := make(chan struct{}, 1)
+	watch.Go(func() { s.kernel.watch(ctx, func() { poke(look) }) })
+	s.look()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
+		case <-look:
+			if s.look() {
+				s.reconcile(&all)
+			}
 		case <-s.changed:
 			s.reconcile(&all)
 		}
@@ -191,8 +267,38 @@ func (s *Speaker) Run(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	all.Wait()
-	s.listen.close()
+	watch.Wait()
+	s.kernel.close()
 	return nil
+}
+
+// look takes in the addresses and default routes of the node, and says whether they are others than before. Those that
+// cannot be read stay what they were.
+func (s *Speaker) look() (changed bool) {
+	addrs, err := s.kernel.addresses()
+	if err != nil {
+		s.config.Log.Warn("the node's addresses cannot be read; next hops stay what they are", "error", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil && !slices.Equal(addrs, s.addrs) {
+		s.addrs, changed = addrs, true
+	}
+	for g := range s.gateways {
+		changed = s.findGateways(g) || changed
+	}
+	return changed
+}
+
+// findGateways looks up the gateways of a default route. Those of one that is gone for a moment stay. s.mu is held.
+func (s *Speaker) findGateways(g Gateway) (changed bool) {
+	old := s.gateways[g]
+	next := old
+	if next.addrs, next.err = s.kernel.gateways(g); next.err != nil {
+		next.addrs = old.addrs
+	}
+	s.gateways[g] = next
+	return !slices.Equal(old.addrs, next.addrs)
 }
 
 // report tells that the status of a session has changed.
@@ -202,12 +308,39 @@ func (s *Speaker) report() {
 	}
 }
 
+// wanted is the session of each place. s.mu is held.
+func (s *Speaker) wanted() map[place]Session {
+	all := make(map[place]Session, len(s.want))
+	for name, w := range s.want {
+		g := w.Peer.DefaultGateway
+		if g == GatewayNone {
+			all[place{peer: name}] = w
+			continue
+		}
+		if _, known := s.gateways[g]; !known {
+			s.findGateways(g)
+		}
+		found := s.gateways[g]
+		if len(found.addrs) == 0 {
+			all[place{peer: name}] = w // its status says why
+		}
+		for _, a := range found.addrs {
+			w.Peer.DefaultGateway, w.Peer.Address = GatewayNone, a
+			all[place{name, a}] = w
+		}
+	}
+	return all
+}
+
 // reconcile makes the sessions those of s.want. A replaced session is over, and its connection closed, before the next
-// one of its name connects: a router takes two for a collision.
+// one of its place connects: a router takes two for a collision.
 func (s *Speaker) reconcile(all *sync.WaitGroup) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.DeleteFunc(s.ending, func(_ string, done <-chan struct{}) bool {
+	if !s.set {
+		return
+	}
+	maps.DeleteFunc(s.ending, func(_ place, done <-chan struct{}) bool {
 		select {
 		case <-done:
 			return true
@@ -215,29 +348,96 @@ func (s *Speaker) reconcile(all *sync.WaitGroup) {
 			return false
 		}
 	})
-	for name, ses := range s.sessions {
-		w, ok := s.want[name]
+	want := s.wanted()
+	for at, ses := range s.sessions {
+		w, ok := want[at]
 		switch {
 		case !ok:
 			ses.stop(endOfPeer)
-			delete(s.sessions, name)
-			s.ending[name] = ses.done
-		case w.Peer != ses.peer:
-			next := ses.replace(w.Peer)
-			next.setRoutes(w.Routes)
-			s.sessions[name] = next
+			delete(s.sessions, at)
+			s.ending[at] = ses.done
+		case w.Peer.Identity != ses.identity:
+			next := ses.replace(w)
+			next.take(w, s.addrs)
+			s.sessions[at] = next
 			all.Go(next.run)
 		default:
-			ses.setRoutes(w.Routes)
+			ses.take(w, s.addrs)
 		}
 	}
-	for name, w := range s.want {
-		if s.sessions[name] == nil {
-			ses := newSession(s, w.Peer, s.ending[name])
-			delete(s.ending, name)
-			ses.setRoutes(w.Routes)
-			s.sessions[name] = ses
+	for at, w := range want {
+		if s.sessions[at] == nil {
+			ses := newSession(s, at, w.Peer, s.ending[at])
+			delete(s.ending, at)
+			ses.take(w, s.addrs)
+			s.sessions[at] = ses
 			all.Go(ses.run)
 		}
+	}
+}
+
+// check says why the Peer cannot have a session, nil if it can.
+func (p Peer) check() error {
+	where := 0
+	for _, b := range []bool{p.Address.IsValid(), p.Interface != "", p.DefaultGateway != GatewayNone} {
+		if b {
+			where++
+		}
+	}
+	seconds := func(d time.Duration, least, most int) bool {
+		return d%time.Second == 0 && d >= time.Duration(least)*time.Second && d <= time.Duration(most)*time.Second
+	}
+	switch {
+	case where != 1:
+		return errors.New("exactly one of address, interface and default gateway must say where the peer is")
+	case p.LocalASN == 0:
+		return errors.New("the local AS number is 0")
+	case p.Dynamic == DynamicNone && p.PeerASN == 0:
+		return errors.New("the peer's AS number is 0")
+	case !p.RouterID.Is4() || p.RouterID.IsUnspecified():
+		return errors.New("there is no router ID; on a node without an IPv4 address one must be configured")
+	case p.HoldTime != 0 && !seconds(p.HoldTime, 3, math.MaxUint16): // RFC 4271 section 4.2
+		return fmt.Errorf("hold time %s is neither 0 nor whole seconds from 3s to 65535s", p.HoldTime)
+	case !seconds(p.Keepalive, 0, math.MaxUint16):
+		return fmt.Errorf("keepalive time %s is not whole seconds up to 65535s", p.Keepalive)
+	case !seconds(p.GracefulRestart, 0, 4095): // RFC 4724 section 3
+		return fmt.Errorf("restart time %s is not whole seconds up to 4095s", p.GracefulRestart)
+	case len(p.Password) > 80:
+		return errors.New("the password is longer than 80 bytes")
+	case p.TTLSecurity && p.MultiHop:
+		return errors.New("TTL security and multi-hop exclude each other")
+	}
+	if p.BFD != (bfd.Profile{}) {
+		return p.BFD.Validate()
+	}
+	return nil
+}
+
+// families are those that the session carries, given the address of the peer.
+func (p Peer) families(remote netip.Addr) []bgp.Family {
+	if p.DualStack || p.Interface != "" {
+		return []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
+	}
+	return []bgp.Family{family(remote.Is6())}
+}
+
+// external says that the peer can only be of another AS.
+func (i Identity) external() bool {
+	return i.Dynamic == DynamicExternal || i.Dynamic == DynamicNone && i.PeerASN != i.LocalASN
+}
+
+// ends is what of an Identity says between which ends the session is. Only between the same ends does the router take
+// the next session for a continuation of this one.
+func (i Identity) ends() Identity {
+	return Identity{
+		LocalASN: i.LocalASN, Address: i.Address, Interface: i.Interface, DefaultGateway: i.DefaultGateway, Port: i.Port,
+		Source: i.Source, VRF: i.VRF,
+	}
+}
+
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }

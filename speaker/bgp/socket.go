@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,14 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dial connects to the peer at remote within timeout.
-func dial(ctx context.Context, p Peer, remote netip.Addr, timeout time.Duration) (*net.TCPConn, error) {
-	port := p.Port
-	if port == 0 {
-		port = 179
-	}
+// dialTime is how long an attempt to connect may take: the SYN that the kernel repeats after one second, then two, comes
+// too late for a peer that is back by then.
+const dialTime = time.Second
+
+// dial connects to the peer at remote.
+func (linux) dial(ctx context.Context, p Peer, remote netip.Addr) (net.Conn, error) {
 	d := net.Dialer{
-		Timeout:   timeout,
+		Timeout:   dialTime,
 		KeepAlive: -1, // the protocol has its own
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return control(c, func(fd int) error {
@@ -29,10 +30,8 @@ func dial(ctx context.Context, p Peer, remote netip.Addr, timeout time.Duration)
 						return fmt.Errorf("bind to VRF %s: %w", p.VRF, err)
 					}
 				}
-				if p.Password != "" {
-					if err := setPassword(fd, remote, p.VRF, p.Password); err != nil {
-						return err
-					}
+				if err := p.Auth.set(fd, remote, p.VRF); err != nil {
+					return err
 				}
 				return setTTL(fd, p, remote.Is6())
 			})
@@ -41,11 +40,7 @@ func dial(ctx context.Context, p Peer, remote netip.Addr, timeout time.Duration)
 	if p.Source.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Source, 0))
 	}
-	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(remote, port).String())
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.TCPConn), nil
+	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(remote, cmp.Or(p.Port, 179)).String())
 }
 
 // control runs f on the socket, between its creation and its use.
@@ -79,14 +74,27 @@ func setTTL(fd int, p Peer, v6 bool) error {
 	return nil
 }
 
-// external says that the peer can only be of another AS.
-func (p Peer) external() bool {
-	return p.Dynamic == DynamicExternal || p.Dynamic == DynamicNone && p.PeerASN != p.LocalASN
+// set makes the socket sign what it sends to remote, and drop what comes from there without the same signature
+// (RFC 2385).
+func (a Auth) set(fd int, remote netip.Addr, vrf string) error {
+	if a == (Auth{}) {
+		return nil
+	}
+	return setMD5(fd, remote, vrf, a.Password)
 }
 
-// setPassword makes the socket sign what it sends to remote, and drop what comes from there without the same signature
-// (RFC 2385). An empty password takes it back.
-func setPassword(fd int, remote netip.Addr, vrf, password string) error {
+// unset takes set back.
+func (a Auth) unset(fd int, remote netip.Addr, vrf string) error {
+	if a == (Auth{}) {
+		return nil
+	}
+	if err := setMD5(fd, remote, vrf, ""); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
+}
+
+func setMD5(fd int, remote netip.Addr, vrf, password string) error {
 	sig := unix.TCPMD5Sig{Keylen: uint16(len(password))}
 	copy(sig.Key[:], password)
 	// Addr is a struct sockaddr without its first field.
@@ -104,7 +112,7 @@ func setPassword(fd int, remote netip.Addr, vrf, password string) error {
 		}
 		sig.Ifindex, sig.Flags = int32(ifi.Index), unix.TCP_MD5SIG_FLAG_IFINDEX
 	}
-	if err := unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, &sig); err != nil && (password != "" || err != unix.ENOENT) {
+	if err := unix.SetsockoptTCPMD5Sig(fd, unix.IPPROTO_TCP, unix.TCP_MD5SIG_EXT, &sig); err != nil {
 		return fmt.Errorf("set TCP MD5 key: %w", err)
 	}
 	return nil
@@ -126,60 +134,62 @@ type listenKey struct {
 
 type listener struct {
 	*net.TCPListener
-	waiting map[netip.Addr]chan<- *net.TCPConn
+	waiting map[netip.Addr]waiting
 }
 
 func newListeners(port uint16) *listeners {
 	return &listeners{port: port, open: map[listenKey]*listener{}}
 }
 
-// wait delivers connections of remote to accepted, until cancel is called. A connection that nobody receives at once is
-// closed. It is an error if another peer waits for the same address.
-func (l *listeners) wait(p Peer, remote netip.Addr, accepted chan<- *net.TCPConn) (cancel func(), err error) {
+// waiting is a passive peer.
+type waiting struct {
+	peer    Peer
+	deliver func(net.Conn)
+}
+
+// listen delivers connections of remote until cancel is called. It is an error if another peer waits for the same address.
+func (l *listeners) listen(p Peer, remote netip.Addr, deliver func(net.Conn)) (cancel func(), err error) {
 	key := listenKey{remote.Is6(), p.VRF}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ls := l.open[key]
 	if ls == nil {
-		if ls, err = l.listen(key); err != nil {
+		if ls, err = l.bind(key); err != nil {
 			return nil, err
 		}
 	}
-	if ls.waiting[remote] != nil {
+	if _, taken := ls.waiting[remote]; taken {
 		return nil, fmt.Errorf("two passive peers have the address %s", remote)
 	}
-	if err := ls.password(p, remote, p.Password); err != nil {
+	if err := ls.control(func(fd int) error { return p.Auth.set(fd, remote, p.VRF) }); err != nil {
 		if len(ls.waiting) == 0 {
 			l.shut(key)
 		}
 		return nil, err
 	}
-	ls.waiting[remote] = accepted
+	ls.waiting[remote] = waiting{p, deliver}
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		delete(ls.waiting, remote)
 		if len(ls.waiting) == 0 && l.open[key] == ls {
 			l.shut(key)
-		} else {
-			_ = ls.password(p, remote, "") // fails only when the listener is closed
+		} else { // fails only when the listener is closed
+			_ = ls.control(func(fd int) error { return p.Auth.unset(fd, remote, p.VRF) })
 		}
 	}, nil
 }
 
-func (ls *listener) password(p Peer, remote netip.Addr, password string) error {
-	if p.Password == "" {
-		return nil
-	}
+func (ls *listener) control(f func(fd int) error) error {
 	c, err := ls.SyscallConn()
 	if err != nil {
 		return err
 	}
-	return control(c, func(fd int) error { return setPassword(fd, remote, p.VRF, password) })
+	return control(c, f)
 }
 
-// listen opens a listener. l.mu is held.
-func (l *listeners) listen(key listenKey) (*listener, error) {
+// bind opens a listener. l.mu is held.
+func (l *listeners) bind(key listenKey) (*listener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return control(c, func(fd int) error {
 			if key.vrf != "" {
@@ -203,7 +213,7 @@ func (l *listeners) listen(key listenKey) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ls := &listener{n.(*net.TCPListener), map[netip.Addr]chan<- *net.TCPConn{}}
+	ls := &listener{n.(*net.TCPListener), map[netip.Addr]waiting{}}
 	l.open[key] = ls
 	l.all.Go(func() { l.accept(ls) })
 	return ls, nil
@@ -221,13 +231,17 @@ func (l *listeners) accept(ls *listener) {
 		}
 		remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 		l.mu.Lock()
-		accepted := ls.waiting[remote]
+		w, ok := ls.waiting[remote]
 		l.mu.Unlock()
-		select {
-		case accepted <- c:
-		default:
-			c.Close()
+		if ok {
+			raw, err := c.SyscallConn()
+			ok = err == nil && control(raw, func(fd int) error { return setTTL(fd, w.peer, remote.Is6()) }) == nil
 		}
+		if !ok {
+			c.Close()
+			continue
+		}
+		w.deliver(c)
 	}
 }
 

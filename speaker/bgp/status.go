@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -41,8 +42,8 @@ type SessionStatus struct {
 	// LastError is why the session last went down or does not come up, "" if there was nothing. It remains when the
 	// session is up again.
 	LastError string
-	// Problem is what is wrong although the session is up, "" if nothing is: a family that cannot be announced, or BFD
-	// that cannot run.
+	// Problem is what is wrong although the session is up, "" if nothing is: a family that cannot be announced, BFD that
+	// cannot run, a change of the Options that does not count yet.
 	Problem string
 
 	// What follows is of the established session, and zero without one.
@@ -56,7 +57,8 @@ type SessionStatus struct {
 	HoldTime, Keepalive time.Duration
 	// GracefulRestart says that both sides agreed on it, with the peer keeping routes for as long as we asked.
 	GracefulRestart bool
-	// Sent4 and Sent6 count the prefixes that are announced to the peer, Received those that it announces.
+	// Sent4 and Sent6 count the prefixes that are announced to the peer, Received those that it announces and
+	// that are counted.
 	Sent4, Sent6, Received int
 	// LastUpdate is when the last UPDATE was sent.
 	LastUpdate time.Time
@@ -67,17 +69,20 @@ type SessionStatus struct {
 	MessagesIn, MessagesOut Counters
 }
 
-// Status is the status of every session that is wanted, by name.
+// Status is the status of every session that is wanted, sorted by peer and address: a peer that is the gateway of a
+// default route has as many as the route has gateways.
 func (s *Speaker) Status() []SessionStatus {
 	paths := s.bfdStatus()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := make([]SessionStatus, 0, len(s.sessions))
-	for name, ses := range s.sessions {
+	for at, ses := range s.sessions {
 		st := ses.snapshot()
-		st.BFD = paths[name]
+		st.BFD = paths[at]
 		all = append(all, st)
 	}
-	slices.SortFunc(all, func(a, b SessionStatus) int { return strings.Compare(a.Peer, b.Peer) })
+	slices.SortFunc(all, func(a, b SessionStatus) int {
+		return cmp.Or(strings.Compare(a.Peer, b.Peer), a.Address.Compare(b.Address))
+	})
 	return all
 }

@@ -8,42 +8,41 @@ import (
 	"github.com/clarionlb/clarion/speaker/bfd"
 )
 
-// watchPath has BFD watch the path to the peer, if the Peer says so.
-func (s *session) watchPath(remote netip.Addr) {
-	if s.peer.BFD == (bfd.Profile{}) {
-		s.speaker.watch(s, nil)
+// watchPath has BFD watch the path to the peer, if p says so.
+func (s *session) watchPath(p Peer, remote netip.Addr) {
+	if p.BFD == (bfd.Profile{}) {
+		s.speaker.watch(s.at, nil)
 		return
 	}
-	local := s.peer.Source
-	if !local.IsValid() && s.peer.VRF == "" { // in a VRF the kernel chooses for each packet
+	local := p.Source
+	if !local.IsValid() && p.VRF == "" { // in a VRF the kernel chooses for each packet
 		var err error
 		if local, err = localFor(remote); err != nil {
 			return // there is no route; the attempt to connect says so
 		}
 	}
 	// Of internal peers it is not configured how far they are.
-	multihop := s.peer.MultiHop || !s.peer.external() && !onLink(remote)
-	s.speaker.watch(s, &bfd.Session{
-		Peer:    bfd.Peer{Remote: remote, Local: local.WithZone(""), Multihop: multihop, VRF: s.peer.VRF},
-		Profile: s.peer.BFD,
+	multihop := p.MultiHop || !p.external() && !onLink(remote, p.VRF)
+	s.speaker.watch(s.at, &bfd.Session{
+		Peer:    bfd.Peer{Remote: remote, Local: local.WithZone(""), Multihop: multihop, VRF: p.VRF},
+		Profile: p.BFD,
 	})
 }
 
 // watch makes want the BFD session beside a BGP session, nil for none.
-func (s *Speaker) watch(ses *session, want *bfd.Session) {
+func (s *Speaker) watch(at place, want *bfd.Session) {
 	if s.bfd == nil {
 		return
 	}
 	s.bfdMu.Lock()
 	defer s.bfdMu.Unlock()
-	name := ses.peer.Name
-	have, ok := s.bfdWant[name]
+	have, ok := s.bfdWant[at]
 	if want == nil && !ok || want != nil && ok && have == *want {
 		return
 	}
-	delete(s.bfdWant, name)
+	delete(s.bfdWant, at)
 	if want != nil {
-		s.bfdWant[name] = *want
+		s.bfdWant[at] = *want
 	}
 	s.bfd.Set(slices.Collect(maps.Values(s.bfdWant)))
 }
@@ -51,16 +50,16 @@ func (s *Speaker) watch(ses *session, want *bfd.Session) {
 // bfdChanged passes the state of a BFD session on to the sessions that it watches the path of.
 func (s *Speaker) bfdChanged(st bfd.Status) {
 	s.bfdMu.Lock()
-	var names []string
-	for name, w := range s.bfdWant {
+	var places []place
+	for at, w := range s.bfdWant {
 		if w.Peer == st.Peer {
-			names = append(names, name)
+			places = append(places, at)
 		}
 	}
 	s.bfdMu.Unlock()
-	for _, name := range names {
+	for _, at := range places {
 		s.mu.Lock()
-		ses := s.sessions[name]
+		ses := s.sessions[at]
 		s.mu.Unlock()
 		if ses != nil {
 			ses.bfdChanged(st)
@@ -76,12 +75,17 @@ func (s *session) bfdChanged(st bfd.Status) {
 		case s.bfdDown <- st.Diag.String():
 		default:
 		}
+		s.mu.Lock()
+		if s.live != nil {
+			s.live.conn.hasten() // a write that hangs would not notice
+		}
+		s.mu.Unlock()
 	}
 	s.speaker.report()
 }
 
-// bfdStatus is the status of the BFD session beside each BGP session that has one, by name.
-func (s *Speaker) bfdStatus() map[string]*bfd.Status {
+// bfdStatus is the status of the BFD session beside each BGP session that has one.
+func (s *Speaker) bfdStatus() map[place]*bfd.Status {
 	if s.bfd == nil {
 		return nil
 	}
@@ -91,9 +95,9 @@ func (s *Speaker) bfdStatus() map[string]*bfd.Status {
 	}
 	s.bfdMu.Lock()
 	defer s.bfdMu.Unlock()
-	byName := make(map[string]*bfd.Status, len(s.bfdWant))
-	for name, w := range s.bfdWant {
-		byName[name] = byPeer[w.Peer]
+	all := make(map[place]*bfd.Status, len(s.bfdWant))
+	for at, w := range s.bfdWant {
+		all[at] = byPeer[w.Peer]
 	}
-	return byName
+	return all
 }

@@ -131,8 +131,8 @@ func TestBFDDetects(t *testing.T) {
 	r.eventually(5*time.Second, "the timers are agreed on", func() bool { return n.status(r.ns).BFD.Detection == 300*time.Millisecond })
 	for round := range 2 {
 		if round == 1 { // another session, beside the same BFD session
-			n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) { p.BFD, p.HoldTime = fast, 12*time.Second }, routes("203.0.113.1/32")...)})
-			r.eventually(8*time.Second, "the session has the new hold time", func() bool { return n.status(r.ns).HoldTime == 12*time.Second })
+			n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) { p.BFD, p.GracefulRestart = fast, 12*time.Second }, routes("203.0.113.1/32")...)})
+			r.eventually(8*time.Second, "there is another session", func() bool { return n.status(r.ns).GracefulRestart })
 			r.eventually(8*time.Second, "BFD is up on both sides", func() bool { return bfdUp(n, r) })
 		}
 		// Packets vanish, with carrier on both sides.

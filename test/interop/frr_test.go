@@ -434,19 +434,17 @@ func TestGracefulRestart(t *testing.T) {
 	}
 }
 
-// A changed setting replaces the session once; equal settings leave it alone.
+// A changed identity replaces the session once; equal settings and changed options leave it alone.
 func TestPeerChanges(t *testing.T) {
 	t.Parallel()
 	r := newRouter(t)
 	r.frr(external4)
 	n := newNode(t, bgp.Config{Leave: 100 * time.Millisecond})
-	set := func(hold time.Duration) {
-		n.speaker.Set([]bgp.Session{r.session(func(p *bgp.Peer) { p.HoldTime = hold }, routes("203.0.113.1/32")...)})
-	}
-	set(9 * time.Second)
+	set := func(f func(*bgp.Peer)) { n.speaker.Set([]bgp.Session{r.session(f, routes("203.0.113.1/32")...)}) }
+	set(nil)
 	n.established(r.ns, 5*time.Second)
 	for range 5 {
-		set(9 * time.Second)
+		set(nil)
 	}
 	established := func() any {
 		return at(r.json("show bgp neighbors {node4} json"), r.node.v4.String(), "connectionsEstablished")
@@ -454,10 +452,19 @@ func TestPeerChanges(t *testing.T) {
 	if got := established(); got != json.Number("1") {
 		t.Errorf("the router counts %v sessions after settings that are equal", got)
 	}
-	set(12 * time.Second)
-	r.eventually(5*time.Second, "the new hold time is in use", func() bool {
+	options := func(p *bgp.Peer) { p.HoldTime, p.MaxPrefixes, p.ConnectTime = 12*time.Second, 5, 2*time.Second }
+	set(options)
+	r.eventually(5*time.Second, "the status says when the hold time counts", func() bool {
+		return strings.Contains(n.status(r.ns).Problem, "count from the next session on; this one has 9s and 3s")
+	})
+	if got := established(); got != json.Number("1") {
+		t.Errorf("the router counts %v sessions after other options", got)
+	}
+	set(func(p *bgp.Peer) { options(p); p.RouterID = netip.MustParseAddr("192.0.2.77") })
+	r.eventually(5*time.Second, "the new router ID and hold time are in use", func() bool {
 		s := n.status(r.ns)
-		return s.State == bgp.Established && s.HoldTime == 12*time.Second
+		return s.State == bgp.Established && s.HoldTime == 12*time.Second && s.Problem == "" &&
+			at(r.json("show bgp neighbors {node4} json"), r.node.v4.String(), "remoteRouterId") == "192.0.2.77"
 	})
 	if got := established(); got != json.Number("2") {
 		t.Errorf("the router counts %v sessions after one change", got)
@@ -484,8 +491,8 @@ func TestPeerAnnounces(t *testing.T) {
 	r.eventually(8*time.Second, "the prefixes are counted", func() bool { return n.status(r.ns).Received == 21 })
 	r.vtysh("conf t", "router bgp 64512", "address-family ipv4 unicast", "no network 192.0.2.7/32")
 	r.eventually(8*time.Second, "a withdrawn one is not", func() bool { return n.status(r.ns).Received == 20 })
-	r.vtysh("clear bgp {node4} soft in") // a ROUTE-REFRESH
-	r.eventually(3*time.Second, "the refresh was answered", func() bool { s := n.status(r.ns); return s.MessagesIn.Refresh == 1 && s.MessagesOut.Update == 2 })
+	r.vtysh("clear bgp {node4} soft in")                                                                                                                        // a ROUTE-REFRESH
+	r.eventually(3*time.Second, "the refresh was answered", func() bool { s := n.status(r.ns); return s.MessagesIn.Refresh == 1 && s.MessagesOut.Update == 3 }) // with End-of-RIB
 	r.vtysh("conf t", "router bgp 64512", "address-family ipv4 unicast", "network 192.0.2.101/32", "network 192.0.2.102/32")
 	r.eventually(8*time.Second, "more than allowed end the session", func() bool {
 		return strings.Contains(n.status(r.ns).LastError, "sent NOTIFICATION 6/1 (cease, maximum number of prefixes reached)")

@@ -424,8 +424,9 @@ var placeholder6 = netip.MustParseAddr("2001:db8::")
 // session is a session with the router: external, over IPv4, with the settings that f changes.
 func (r *router) session(f func(*bgp.Peer), routes ...route.Route) bgp.Session {
 	p := bgp.Peer{
-		Name: r.ns, LocalASN: 65001, PeerASN: 64512, Address: r.peer.v4,
-		RouterID: r.node.v4, HoldTime: 9 * time.Second,
+		Name:     r.ns,
+		Identity: bgp.Identity{LocalASN: 65001, PeerASN: 64512, Address: r.peer.v4, RouterID: r.node.v4},
+		Options:  bgp.Options{HoldTime: 9 * time.Second},
 	}
 	if f != nil {
 		f(&p)
@@ -433,5 +434,5 @@ func (r *router) session(f func(*bgp.Peer), routes ...route.Route) bgp.Session {
 	if p.Address == placeholder6 {
 		p.Address = r.peer.v6
 	}
-	return bgp.Session{Peer: p, Routes: routes}
+	return bgp.Session{Peer: p, Routes: route.TableOf(routes...)}
 }

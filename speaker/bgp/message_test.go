@@ -67,20 +67,19 @@ func TestNotifications(t *testing.T) {
 		{message(3, 6, 10), "received NOTIFICATION 6/10 (cease, BFD down)"},
 		{message(3, 6, 200), "received NOTIFICATION 6/200 (cease)"},
 		{message(3, 99, 1), "received NOTIFICATION 99/1 (unknown error)"},
-		{message(3), "received NOTIFICATION 0/0 (unknown error)"},
 	} {
-		if got := parseNotification(tt.msg, false).Error(); got != tt.want {
+		if got := parseNotification(tt.msg).Error(); got != tt.want {
 			t.Errorf("got %s, want %s", got, tt.want)
 		}
 	}
-	if got := notify(6, 1, []byte{1, 2}).bytes(); !bytes.Equal(got, message(3, 6, 1, 1, 2)) {
+	if got := notify(6, 1, 1, 2).bytes(); !bytes.Equal(got, message(3, 6, 1, 1, 2)) {
 		t.Errorf("got % x", got)
 	}
 }
 
 func TestOpenOnTheWire(t *testing.T) {
 	o := open{
-		asn: 4200000001, id: netip.MustParseAddr("192.0.2.1"), hold: 9 * time.Second, refresh: true, v4over6: true, name: "node1",
+		asn: 4200000001, id: netip.MustParseAddr("192.0.2.1"), hold: 9 * time.Second, as4: true, role: 3, refresh: true, v4over6: true, name: "node1",
 		families: []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC},
 		restart:  bgp.NewCapGracefulRestart(true, false, 120, []*bgp.CapGracefulRestartTuple{bgp.NewCapGracefulRestartTuple(bgp.RF_IPv4_UC, true)}),
 	}
@@ -97,7 +96,7 @@ func TestOpenOnTheWire(t *testing.T) {
 		t.Errorf("no % x in % x", want, b)
 	}
 	got, err := parseOpen(b)
-	if err != nil || got.asn != o.asn || got.id != o.id || got.hold != o.hold || !got.refresh || !got.v4over6 || got.name != o.name || !slices.Equal(got.families, o.families) || got.restart == nil {
+	if err != nil || got.asn != o.asn || got.id != o.id || got.hold != o.hold || !got.refresh || !got.v4over6 || got.role != 3 || !got.as4 || got.name != o.name || !slices.Equal(got.families, o.families) || got.restart == nil {
 		t.Errorf("read back as %+v, %v", got, err)
 	}
 	// A speaker that knows no capabilities means IPv4, and its AS number is in the header.
@@ -105,15 +104,15 @@ func TestOpenOnTheWire(t *testing.T) {
 	if err != nil || got.asn != 65001 || got.hold != 90*time.Second || !got.carries(bgp.RF_IPv4_UC) || got.carries(bgp.RF_IPv6_UC) {
 		t.Errorf("plain OPEN read as %+v, %v", got, err)
 	}
-	var n *notification
-	if _, err := parseOpen(message(1, 3, 0xfd, 0xe9, 0, 90, 192, 0, 2, 2, 0)); !errors.As(err, &n) || n.code != 2 || n.subcode != 1 {
+	var n *Notification
+	if _, err := parseOpen(message(1, 3, 0xfd, 0xe9, 0, 90, 192, 0, 2, 2, 0)); !errors.As(err, &n) || n.Code != 2 || n.Subcode != 1 {
 		t.Errorf("version 3: %v", err)
 	}
 }
 
 // What is read as an OPEN can be written and read again.
 func FuzzOpen(f *testing.F) {
-	b, err := open{asn: 65001, id: netip.MustParseAddr("192.0.2.1"), families: []bgp.Family{bgp.RF_IPv4_UC}, v4over6: true, name: "a",
+	b, err := open{asn: 65001, id: netip.MustParseAddr("192.0.2.1"), as4: true, role: 0, families: []bgp.Family{bgp.RF_IPv4_UC}, v4over6: true, name: "a",
 		restart: bgp.NewCapGracefulRestart(true, true, 1, []*bgp.CapGracefulRestartTuple{bgp.NewCapGracefulRestartTuple(bgp.RF_IPv6_UC, true)})}.bytes()
 	if err != nil {
 		f.Fatal(err)
@@ -129,7 +128,7 @@ func FuzzOpen(f *testing.F) {
 		if err != nil {
 			return
 		}
-		o.name = "" // as the library gets it
+		o.name = ""
 		b, err := o.bytes()
 		if err != nil {
 			return // more than fits
@@ -147,7 +146,18 @@ func FuzzOpen(f *testing.F) {
 // counted is what prefixes finds in an UPDATE.
 func counted(msg []byte) (announced, withdrawn map[netip.Prefix]bool) {
 	announced, withdrawn = map[netip.Prefix]bool{}, map[netip.Prefix]bool{}
-	prefixes(msg, func(p netip.Prefix) { announced[p] = true }, func(p netip.Prefix) { withdrawn[p] = true })
+	in := func(m map[netip.Prefix]bool) func(bool, []byte) {
+		return func(v6 bool, p []byte) {
+			var a [16]byte
+			copy(a[:], p[1:])
+			addr := netip.AddrFrom16(a)
+			if !v6 {
+				addr = netip.AddrFrom4([4]byte(a[:]))
+			}
+			m[netip.PrefixFrom(addr, int(p[0])).Masked()] = true
+		}
+	}
+	prefixes(msg, in(announced), in(withdrawn))
 	return announced, withdrawn
 }
 
@@ -204,7 +214,7 @@ func TestPrefixesOfAnUpdate(t *testing.T) {
 	}
 }
 
-// Whatever comes, counting ends, and what the library's own codec can read is counted alike.
+// Whatever comes, counting ends, and what the codec can read is counted alike.
 func FuzzPrefixes(f *testing.F) {
 	f.Add(update(f, []string{"192.0.2.0/24", "2001:db8:1::/48"}, []string{"0.0.0.0/0", "203.0.113.128/25", "2001:db8:2::1/128"})[headerLen:])
 	f.Add([]byte{0, 0, 0, 0})
@@ -226,4 +236,21 @@ func FuzzPrefixes(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A prefix counts once, whatever its bits beyond its length are, and not any more when it is withdrawn.
+func TestReceived(t *testing.T) {
+	r := newReceived()
+	r.take(message(2, 0, 0, 0, 0, 9, 10, 0x80, 9, 10, 0xff, 9, 10, 0x00, 8, 10), 3)
+	if len(r.known) != 3 || r.over != 0 {
+		t.Errorf("%d prefixes, over: %d", len(r.known), r.over)
+	}
+	r.take(message(2, 0, 3, 9, 10, 0x81, 0, 0), 3)
+	if len(r.known) != 2 {
+		t.Errorf("%d prefixes after one was withdrawn", len(r.known))
+	}
+	r.take(message(2, 0, 0, 0, 0, 8, 11, 8, 12), 3)
+	if r.over != 3 || r.known != nil {
+		t.Errorf("four prefixes of three: %d, %d remembered", r.over, len(r.known))
+	}
 }
