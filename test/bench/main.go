@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string) int {
 	long := flags.Bool("long", false, "ten minutes with busy cores instead of two")
 	only := flags.String("rows", ".*", "measure only the rows whose whole name matches this regular expression")
 	logs := flags.String("logs", "", "folder to keep the logs of all programs in")
-	stages := map[string][]stage{"l2": layer2Stages, "bgp": bgpStages, "scale": scaleStages}
+	stages := map[string][]stage{"l2": layer2Stages, "bgp": bgpStages, "scale": append(scaleStages, statusStages...)}
 	if len(args) == 0 || stages[args[0]] == nil {
 		fmt.Fprintln(os.Stderr, "usage: bench l2|bgp|scale [flags]")
 		flags.PrintDefaults()
