@@ -319,7 +319,9 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 		x.Digest = digests[ses.Peer].String()
 		out.Sessions = append(out.Sessions, x)
 	}
-	slices.SortFunc(out.Sessions, func(a, b v1beta1.SessionStatus) int { return cmp.Compare(a.Peer, b.Peer) })
+	slices.SortFunc(out.Sessions, func(a, b v1beta1.SessionStatus) int {
+		return cmp.Or(cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Address, b.Address))
+	})
 	ready := metav1.Condition{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "announcing"}
 	if !view.Joined {
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, v1beta1.ReasonJoining, "not yet joined with the other speakers: nothing is announced on the local network"
@@ -448,8 +450,9 @@ func guardCondition(on bool, outside []string, s guard.Status) metav1.Condition 
 func (s *status) sessionEvents() {
 	now := map[string]bgp.SessionStatus{}
 	for _, ses := range s.bgp.Status() {
-		now[ses.Peer] = ses
-		old, known := s.sessions[ses.Peer]
+		at := ses.Peer + " " + ses.Address.String() // a peer may have several, one with each gateway
+		now[at] = ses
+		old, known := s.sessions[at]
 		s.reconciler.snapshot.Lock()
 		peer := s.reconciler.snapshot.BGPPeer(ses.Peer)
 		s.reconciler.snapshot.Unlock()

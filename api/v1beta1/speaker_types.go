@@ -52,9 +52,9 @@ type SpeakerStatus struct {
 	// +optional
 	Layer2 *Layer2Status `json:"layer2,omitempty"`
 
-	// sessions are the node's BGP sessions.
-	// +listType=map
-	// +listMapKey=peer
+	// sessions are the node's BGP sessions: one for each BGPPeer, or several, by address, for the gateways of a default
+	// route with several next hops.
+	// +listType=atomic
 	// +optional
 	Sessions []SessionStatus `json:"sessions,omitempty"`
 

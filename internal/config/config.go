@@ -476,6 +476,9 @@ func (p *parser) bgp(a *v1beta1.BGPAdvertisement) {
 		}
 		ad.Attrs = ad.Attrs.Merge(route.Attrs{Communities: []route.Community{v}})
 	}
+	if why := ad.wider(p.objects.Pools); why != "" {
+		o.problem(ReasonAdvice, "spec.aggregationLength: %s", why)
+	}
 	if o.remembered(); !o.disabled {
 		p.out.BGP = append(p.out.BGP, ad)
 	}
