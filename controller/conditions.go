@@ -78,8 +78,8 @@ func newConditions(c client.Client, holds func() bool, n *counters, events event
 }
 
 // setupConditions makes the writer. What it knows is kept on standbys too; only the leader starts it.
-func setupConditions(mgr manager.Manager, holds func() bool, n *counters, log *slog.Logger) (*conditions, error) {
-	c := newConditions(mgr.GetClient(), holds, n, mgr.GetEventRecorder("clarion-controller"), snapshot.New(snapshot.Options{}), log)
+func setupConditions(mgr manager.Manager, o snapshot.Options, holds func() bool, n *counters, log *slog.Logger) (*conditions, error) {
+	c := newConditions(mgr.GetClient(), holds, n, mgr.GetEventRecorder("clarion-controller"), snapshot.New(o), log)
 	return c, c.watch(context.Background(), mgr.GetCache()) // informers run until the manager's cache ends
 }
 

@@ -44,6 +44,7 @@ import (
 type options struct {
 	namespace     string
 	class         class
+	ignoreExclude bool
 	leaderElect   bool
 	lease         timing
 	metricsAddr   string
@@ -58,6 +59,7 @@ func main() {
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Lease and its Secret (default $POD_NAMESPACE)")
 	flag.StringVar(&o.class.name, "load-balancer-class", v1beta1.LoadBalancerClass, "the loadBalancerClass of the Services to serve")
 	flag.BoolVar(&o.class.byDefault, "default-class", true, "serve Services of type LoadBalancer without a loadBalancerClass too")
+	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-label", false, "nodes with the label node.kubernetes.io/exclude-from-external-load-balancers announce too; as for the speaker")
 	flag.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding the Lease "+v1beta1.LeaseName+"; needed with more than one replica")
 	flag.DurationVar(&o.lease.duration, "lease-duration", 15*time.Second, "after how long without a renewal another replica takes the Lease")
 	flag.DurationVar(&o.lease.deadline, "lease-renew-deadline", 10*time.Second, "after how long without a renewal the holder gives up")
@@ -164,7 +166,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err := setupMetrics(pools, mgr.GetClient(), holds); err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}
-	conds, err := setupConditions(mgr, holds, n, log)
+	conds, err := setupConditions(mgr, snapshot.Options{IgnoreExcludeLabel: o.ignoreExclude}, holds, n, log)
 	if err != nil {
 		return fmt.Errorf("conditions: %w", err)
 	}
