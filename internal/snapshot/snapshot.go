@@ -484,7 +484,7 @@ func equalEndpoints(a, b announce.Endpoints) bool {
 // countEndpoints counts a slice's endpoints as the Service proxy does: ready ones (unset means ready), and beside them
 // those that terminate but still serve (KEP-1669).
 func countEndpoints(es *discoveryv1.EndpointSlice) endpointSlice {
-	out := endpointSlice{v6: es.AddressType == discoveryv1.AddressTypeIPv6, Endpoints: announce.Endpoints{Ready: map[string]int{}, Terminating: map[string]int{}}}
+	out := endpointSlice{v6: es.AddressType == discoveryv1.AddressTypeIPv6}
 	for i := range es.Endpoints {
 		e := &es.Endpoints[i]
 		is := func(b *bool, unset bool) bool {
@@ -500,28 +500,48 @@ func countEndpoints(es *discoveryv1.EndpointSlice) endpointSlice {
 		switch ready := is(e.Conditions.Ready, true); {
 		case len(e.Addresses) == 0:
 		case ready:
-			out.Ready[node]++
+			out.Ready = count(out.Ready, node, 1)
 		case is(e.Conditions.Serving, ready) && is(e.Conditions.Terminating, false):
-			out.Terminating[node]++
+			out.Terminating = count(out.Terminating, node, 1)
 		}
 	}
 	return out
 }
 
+// count adds to a number of a map, which is made when there is the first.
+func count(to map[string]int, key string, n int) map[string]int {
+	if to == nil {
+		to = map[string]int{}
+	}
+	to[key] += n
+	return to
+}
+
+// sumEndpoints are the endpoints of each family in some slices. Most Services have one slice, whose maps are used as they
+// are: nobody changes them.
 func sumEndpoints(in map[string]endpointSlice) (e4, e6 announce.Endpoints) {
-	e4 = announce.Endpoints{Ready: map[string]int{}, Terminating: map[string]int{}}
-	e6 = announce.Endpoints{Ready: map[string]int{}, Terminating: map[string]int{}}
+	add := func(to *map[string]int, more map[string]int, first *bool) {
+		switch {
+		case len(more) == 0:
+		case *to == nil:
+			*to, *first = more, true
+		default:
+			if *first {
+				*to, *first = maps.Clone(*to), false
+			}
+			for n, c := range more {
+				(*to)[n] += c
+			}
+		}
+	}
+	var shared [2][2]bool
 	for _, es := range in {
-		to := e4
+		to, family := &e4, 0
 		if es.v6 {
-			to = e6
+			to, family = &e6, 1
 		}
-		for n, c := range es.Ready {
-			to.Ready[n] += c
-		}
-		for n, c := range es.Terminating {
-			to.Terminating[n] += c
-		}
+		add(&to.Ready, es.Ready, &shared[family][0])
+		add(&to.Terminating, es.Terminating, &shared[family][1])
 	}
 	return e4, e6
 }
