@@ -48,9 +48,9 @@ type SpeakerStatus struct {
 	// +optional
 	Drained bool `json:"drained,omitempty"`
 
-	// layer2 is what the node answers ARP and NDP for.
+	// localNetwork is what the node answers ARP and NDP for.
 	// +optional
-	Layer2 *Layer2Status `json:"layer2,omitempty"`
+	Layer2 *Layer2Status `json:"localNetwork,omitempty"` // "layer2" was a list: objects that have it are still stored
 
 	// sessions are the node's BGP sessions: one for each BGPPeer, or several, by address, for the gateways of a default
 	// route with several next hops.
@@ -211,7 +211,7 @@ type Problem struct {
 // +kubebuilder:resource:scope=Cluster,categories=clarion
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Missing",type=string,JSONPath=`.status.missing`
-// +kubebuilder:printcolumn:name="Layer2",type=integer,JSONPath=`.status.layer2.answered`
+// +kubebuilder:printcolumn:name="Layer2",type=integer,JSONPath=`.status.localNetwork.answered`
 // +kubebuilder:printcolumn:name="Sessions",type=string,JSONPath=`.status.sessions[*].state`
 // +kubebuilder:printcolumn:name="Version",type=string,priority=1,JSONPath=`.status.version`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
