@@ -85,7 +85,8 @@ func unless[T any](gone bool, o *T) *T {
 	return o
 }
 
-// On calls f with every object of a kind that a cache has, now and whenever one changes, and once more when it is gone.
+// On calls f with every object of a kind that a cache has, now and whenever one changes, and once more when it is gone; an
+// EndpointSlice is gone from a Service also when it becomes another's.
 // The key is namespace/name, or the name of a cluster-scoped object.
 func On[T any, P object[T]](ctx context.Context, c cache.Cache, f func(key string, obj P, gone bool)) (toolscache.InformerSynced, error) {
 	call := func(o any, gone bool) {
@@ -101,8 +102,13 @@ func On[T any, P object[T]](ctx context.Context, c cache.Cache, f func(key strin
 		return nil, fmt.Errorf("watching %T: %w", *new(T), err)
 	}
 	reg, err := inf.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { call(o, false) },
-		UpdateFunc: func(_, o any) { call(o, false) },
+		AddFunc: func(o any) { call(o, false) },
+		UpdateFunc: func(old, o any) {
+			if otherService(old, o) {
+				call(old, true)
+			}
+			call(o, false)
+		},
 		DeleteFunc: func(o any) {
 			if d, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
 				o = d.Obj
@@ -114,6 +120,12 @@ func On[T any, P object[T]](ctx context.Context, c cache.Cache, f func(key strin
 		return nil, fmt.Errorf("watching %T: %w", *new(T), err)
 	}
 	return reg.HasSynced, nil
+}
+
+// otherService says whether an EndpointSlice has become that of another Service.
+func otherService(old, o any) bool {
+	was, is := old.(*discoveryv1.EndpointSlice)
+	return is && was.Labels[discoveryv1.LabelServiceName] != o.(*discoveryv1.EndpointSlice).Labels[discoveryv1.LabelServiceName]
 }
 
 // pool takes in a pool. One that was edited counts as it was before, too, until the controller has seen the edit: what

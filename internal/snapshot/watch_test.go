@@ -149,3 +149,37 @@ func TestTrim(t *testing.T) {
 		t.Errorf("with what is left is known\n%s\nand otherwise\n%s", got, want)
 	}
 }
+
+// The endpoints of a slice that an edit of its label gives to another Service are not those of the one before: speakers
+// that saw the edit know the same as those that started after it.
+func TestSliceOfAnotherService(t *testing.T) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
+		t.Fatal(err)
+	}
+	informers := &informertest.FakeInformers{Scheme: scheme}
+	s := New(Options{})
+	if _, err := s.Watch(t.Context(), informers, slog.New(slog.DiscardHandler), func() {}); err != nil {
+		t.Fatal(err)
+	}
+	slices, err := informers.FakeInformerFor(t.Context(), &discoveryv1.EndpointSlice{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(service string) *discoveryv1.EndpointSlice {
+		out := slice(endpoint("a", nil, nil, nil))
+		out.Namespace, out.Name, out.Labels = "default", "x", map[string]string{discoveryv1.LabelServiceName: service}
+		return out
+	}
+	s.service("default/web", loadBalancer("web", "192.0.2.1"))
+	s.service("default/api", loadBalancer("api", "192.0.2.2"))
+	slices.Add(of("web"))
+	slices.Update(of("web"), of("api"))
+	if web, api := s.services["default/web"].Endpoints4.Ready["a"], s.services["default/api"].Endpoints4.Ready["a"]; web != 0 || api != 1 {
+		t.Errorf("%d and %d endpoints", web, api)
+	}
+	slices.Delete(of("api"))
+	if len(s.slices) > 0 {
+		t.Errorf("kept: %v", s.slices)
+	}
+}
