@@ -30,6 +30,7 @@ type absent struct {
 	wake chan struct{}
 
 	mu    sync.Mutex
+	alive map[string]bool // the nodes whose speakers are alive, be there a Node object or not
 	nodes map[string]*presence
 	since time.Time // since when half of the speakers or more are missing; zero: they are not
 	asked time.Time // when all were asked for anew because of a host that nobody knows
@@ -79,15 +80,19 @@ func (a *absent) setNode(name string, gone bool) {
 	case gone:
 		delete(a.nodes, name)
 	case p == nil && name != a.me:
-		a.nodes[name] = &presence{ask: time.Now().Add(askFirst), rest: askRest}
+		if p = (&presence{ask: time.Now().Add(askFirst), rest: askRest}); a.alive[name] {
+			p.alive, p.has, p.ask = true, true, time.Time{}
+		}
+		a.nodes[name] = p
 		a.poke()
 	}
 }
 
-// setAlive takes in whose speakers are alive.
+// setAlive takes in whose speakers are alive. The map is not changed any more.
 func (a *absent) setAlive(alive map[string]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.alive = alive
 	for name, p := range a.nodes {
 		if p.alive = alive[name]; p.alive {
 			p.has, p.ask = true, time.Time{}

@@ -134,3 +134,41 @@ func TestAbsentAsks(t *testing.T) {
 		}
 	})
 }
+
+// A node whose speaker is alive, and whose Node object is made again or is seen later than the speaker, is not missed.
+func TestNodeMadeAgainIsNotMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAbsent("a", nil, func(string, []layer2.MAC) {}, slog.New(slog.DiscardHandler))
+		a.get = func(context.Context, string) (*v1beta1.Speaker, error) { return &v1beta1.Speaker{}, nil }
+		go a.run(t.Context())
+		names := []string{"a", "b", "c", "d", "e", "f"}
+		for _, n := range names {
+			a.setNode(n, false)
+		}
+		a.setAlive(alive(append(names, "late")))
+		a.setNode("b", true)
+		a.setNode("b", false)
+		a.setNode("late", false)
+		time.Sleep(time.Minute)
+		if got := a.lost(); len(got) > 0 {
+			t.Errorf("missing, though their speakers are alive: %v", got)
+		}
+		a.setAlive(alive(names[2:]))
+		if got := a.lost(); !slices.Equal(got, []string{"b", "late"}) {
+			t.Errorf("missing: %v", got)
+		}
+	})
+}
+
+// lost are those that are missing, whoever is to name them.
+func (a *absent) lost() (out []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name, p := range a.nodes {
+		if p.has && !p.alive {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
