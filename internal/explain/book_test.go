@@ -188,3 +188,29 @@ func TestSpeakerThatLags(t *testing.T) {
 	expect("it is said", Youth, addr, v1beta1.ReasonAnnounced)
 	expect("it is said", Youth, next, v1beta1.ReasonAnnounced)
 }
+
+// Nodes that come and go do not make up for a speaker that says something else than it should: its lag is over when it is
+// over, and what is said then does not change with them.
+func TestNodesComeWhileViewsDiffer(t *testing.T) {
+	w := newWorld(3)
+	w.local()
+	claims := map[netip.Addr][]announce.Claim{addr: w.claims}
+	b := w.book()
+	for _, tt := range []struct {
+		after  time.Duration
+		reason string
+	}{{0, v1beta1.ReasonPending}, {Youth / 2, v1beta1.ReasonPending}, {Youth, v1beta1.ReasonViewsDiffer}, {Youth + 1, v1beta1.ReasonViewsDiffer}, {2 * Youth, v1beta1.ReasonViewsDiffer}} {
+		at := now.Add(tt.after)
+		b.Use(w.view)
+		b.Touched(at)
+		if got := b.Of(addr, at); got.Reason != tt.reason {
+			t.Errorf("after %v: %+v, want %s", tt.after, got, tt.reason)
+		}
+	}
+	w.say(claims)
+	b.Speaker("b", w.speakers["b"])
+	b.Touched(now.Add(2 * Youth))
+	if got := b.Of(addr, now.Add(2*Youth)); got.Reason != v1beta1.ReasonAnnounced {
+		t.Errorf("it is said: %+v", got)
+	}
+}

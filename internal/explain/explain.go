@@ -118,8 +118,9 @@ type address struct {
 type owned struct {
 	addrs   map[*address]bool
 	sum     digest.Sum
-	agrees  bool      // with what the speaker says
-	changed time.Time // when either of them changed last, while they do not
+	agrees  bool          // with what the speaker says
+	changed time.Time     // when either of them changed last, while they do not; zero once the lag is over
+	seen    [2]digest.Sum // what it should answer for and what it says, exceptions aside, as compared last
 }
 
 // New is an empty Book.
@@ -290,7 +291,10 @@ func (b *Book) verify(node string, whole bool, now time.Time) {
 	if o == nil {
 		return
 	}
-	agrees := false
+	agrees, seen := false, [2]digest.Sum{o.sum}
+	if sp != nil {
+		seen[1] = sp.sum
+	}
 	if sp != nil && b.alive(node) && sp.more == 0 {
 		want := o.sum
 		for addr := range sp.unanswered {
@@ -305,9 +309,10 @@ func (b *Book) verify(node string, whole bool, now time.Time) {
 		}
 		agrees = want == sp.sum
 	}
-	if o.agrees = agrees; !agrees {
+	if !agrees && (o.agrees || o.seen != seen) {
 		o.changed = now
 	}
+	o.agrees, o.seen = agrees, seen
 	for a := range o.addrs {
 		confirmed := ""
 		switch {
