@@ -45,7 +45,7 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 	var byPeer []Export
 	for i := range v.Config.BGP {
 		ad := &v.Config.BGP[i]
-		mine, refused := v.admitted(ad, addr, claims)
+		mine, refused := v.Admitted(ad, addr, claims)
 		if len(mine) == 0 {
 			if refused != "" {
 				d.Advertised, d.Why = true, refused
@@ -109,8 +109,8 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 	return d
 }
 
-// admitted are the claims on an address that an advertisement announces. refused is why one is not that it selects.
-func (v *View) admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) (out []Claim, refused string) {
+// Admitted are the claims on an address that an advertisement announces. refused is why one is not that it selects.
+func (v *View) Admitted(ad *config.BGPAdvertisement, addr netip.Addr, claims []Claim) (out []Claim, refused string) {
 	for _, c := range claims {
 		if !ad.Types[c.Type] || !ad.Services.Match(c.Service.Labels) {
 			continue

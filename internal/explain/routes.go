@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
 )
 
@@ -73,7 +72,7 @@ func (g *group) index() []string {
 }
 
 // key is the same for addresses of which announce.View.ForBGP says the same on every node, apart from the prefix: it
-// depends on the advertisements that admit a claim, and on where the endpoints of the admitted claims are. nodes are those
+// depends on the advertisements that admit a claim, on why others do not, and on where the endpoints of the admitted claims are. nodes are those
 // that can have routes, nil when that are all.
 func (b *Book) key(a *address) (key string, nodes []string) {
 	pool := b.view.PoolOf(a.addr)
@@ -82,13 +81,11 @@ func (b *Book) key(a *address) (key string, nodes []string) {
 	everywhere := false
 	for i := range b.view.Config.BGP {
 		ad := &b.view.Config.BGP[i]
-		var mine []announce.Claim
-		for _, c := range a.claims {
-			if ad.Types[c.Type] && ad.Services.Match(c.Service.Labels) && (c.Type != v1beta1.AddressLoadBalancerIP || pool != "" && ad.Pools.Has(pool)) {
-				mine = append(mine, c)
-			}
-		}
+		mine, refused := b.view.Admitted(ad, a.addr, a.claims)
 		if len(mine) == 0 {
+			if refused != "" {
+				fmt.Fprintf(&k, " %s: %s", ad.Name, refused)
+			}
 			continue
 		}
 		fmt.Fprintf(&k, " %s", ad.Name)
