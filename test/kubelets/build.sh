@@ -10,7 +10,7 @@ step() { # name command…
 cd "$HERE/kube"
 K=k8s.io/kubernetes
 step kubernetes go build -trimpath -ldflags="$ld" -o "$BIN/" ./etcd $K/cmd/{kube-apiserver,kube-controller-manager,kube-scheduler,kube-proxy,kubelet,kubectl}
-step agnhost env CGO_ENABLED=0 go build -trimpath -ldflags="$ld" -o "$BIN/" $K/test/images/agnhost   # static: its image is from scratch
+step agnhost go build -trimpath -ldflags="$ld" -o "$BIN/" $K/test/images/agnhost
 [ "${1:-}" != specs ] || step e2e.test go test -c -trimpath -ldflags="$ld" -o "$BIN/e2e.test" ./e2e
 cd "$SRC"
 go build -trimpath -modfile=internal/tools/helm/go.mod -o "$BIN/" helm.sh/helm/v4/cmd/helm

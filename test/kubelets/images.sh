@@ -16,8 +16,8 @@ make_agnhost() {
   local b l; cp "$(command -v busybox)" "$1/bin/"
   for b in $(busybox --list); do [ "$b" = busybox ] || ln -s busybox "$1/bin/$b"; done
   for b in curl ip wget nc; do rm -f "$1/bin/$b"; cp -L "$(command -v $b)" "$1/bin/$b"; done
-  for b in busybox curl ip wget nc; do
-    { ldd "$1/bin/$b" || true; } | { grep -o '/[^ ]*' || true; } | while read -r l; do mkdir -p "$1$(dirname "$l")"; cp -Ln "$l" "$1$l"; done
+  for b in agnhost bin/{busybox,curl,ip,wget,nc}; do
+    { ldd "$1/$b" || true; } | { grep -o '/[^ ]*' || true; } | while read -r l; do mkdir -p "$1$(dirname "$l")"; cp -Ln "$l" "$1$l"; done
   done
   printf 'root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n' >"$1/etc/passwd"; echo 'root:x:0:' >"$1/etc/group"
   echo 'hosts: files dns' >"$1/etc/nsswitch.conf"; echo tries=1 >"$1/etc/wgetrc"; }
