@@ -13,5 +13,5 @@ step kubernetes go build -trimpath -ldflags="$ld" -o "$BIN/" ./etcd $K/cmd/{kube
 step agnhost go build -trimpath -ldflags="$ld" -o "$BIN/" $K/test/images/agnhost
 [ "${1:-}" != specs ] || step e2e.test go test -c -trimpath -ldflags="$ld" -o "$BIN/e2e.test" ./e2e
 cd "$SRC"
-go build -trimpath -modfile=internal/tools/helm/go.mod -o "$BIN/" helm.sh/helm/v4/cmd/helm
+cp "$(go tool -n -modfile=internal/tools/helm/go.mod helm)" "$BIN/helm"
 go build -o "$BIN/" ./test/kubelets/stream ./kubectl-clarion

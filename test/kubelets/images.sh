@@ -1,5 +1,5 @@
 #!/bin/bash
-# Make the images that pods ask for in $IMG. Those of Clarion are made anew each time, two releases of the same code for
+# images.sh [dns]: make the images that pods ask for in $IMG, with CoreDNS if asked. Those of Clarion are made anew each time, two releases of the same code for
 # rolling updates: by Docker where it runs, or else by what makes the image of a release.
 set -euo pipefail; . "$(dirname "$0")/env.sh"; mkdir -p "$IMG"; t=$(mktemp -d); trap 'rm -rf "$t"' EXIT
 image() { # name config names…: one layer with what make_NAME puts into a folder
@@ -26,7 +26,7 @@ make_coredns() { (cd "$SRC/test/lab/coredns" && CGO_ENABLED=0 go build -trimpath
 
 image pause '{"Entrypoint":["/pause"],"User":"65535:65535"}' "$PAUSE"
 image agnhost '{"Entrypoint":["/agnhost"],"Cmd":["pause"],"Env":["PATH=/bin:/usr/bin"]}' "$AGNHOST"
-image coredns '{"Entrypoint":["/coredns"]}' example/coredns:lab
+[ "${1:-}" != dns ] || image coredns '{"Entrypoint":["/coredns"]}' example/coredns:lab
 cd "$SRC"
 for v in v0.1.0 v0.1.1; do
   if docker info >/dev/null 2>&1; then
