@@ -304,12 +304,17 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 
 	for _, l := range s.layer2.Links() {
-		named := cfg != nil && slices.ContainsFunc(cfg.L2, func(ad config.L2Advertisement) bool { return announce.MatchAny(ad.Interfaces, l.Name) })
-		if !l.Excluded || named {
+		if !l.Excluded || cfg != nil && slices.ContainsFunc(cfg.L2, func(ad config.L2Advertisement) bool { return announce.MatchAny(ad.Interfaces, l.Name) }) {
 			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
-			if out.Interfaces = append(out.Interfaces, l.Name); !l.Carrier {
-				out.InterfacesDown = append(out.InterfacesDown, l.Name)
-			}
+		}
+	}
+	for _, l := range told(view, r.node) {
+		out.Interfaces = append(out.Interfaces, l.Name)
+		if !l.Carrier {
+			out.InterfacesDown = append(out.InterfacesDown, l.Name)
+		}
+		if l.Excluded {
+			out.InterfacesNamedOnly = append(out.InterfacesNamedOnly, l.Name)
 		}
 	}
 	slices.Sort(out.HardwareAddresses)
@@ -328,6 +333,16 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 	out.Conditions = []metav1.Condition{ready, guardCondition(r.guard != nil, outside, s.guard.Status())}
 	return out, node
+}
+
+// told are the links that the other speakers are told of, which may be fewer than there are: all decide by these.
+func told(view members.View, node string) []members.Link {
+	for _, m := range view.Members {
+		if m.Name == node {
+			return m.Meta.Links
+		}
+	}
+	return nil
 }
 
 // layer2Status is what this node answers for, beside what it should answer for as it sees the cluster. The snapshot's lock

@@ -16,7 +16,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
+	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
 )
 
@@ -177,5 +179,24 @@ func TestGuardedCondition(t *testing.T) {
 		if strings.Contains(got.Message, "\n") {
 			t.Errorf("%s: the message has several lines: %q", c.what, got.Message)
 		}
+	}
+}
+
+// The interfaces that a speaker writes are those that it tells the others, by which all decide: not those that it could
+// not tell, and with what is said of each.
+func TestInterfacesAreThoseThatAreTold(t *testing.T) {
+	_, s, _ := statusWorld(t)
+	log := slog.New(slog.DiscardHandler)
+	s.layer2, s.bgp, s.guard = layer2.New(layer2.Config{Log: log}), bgp.New(bgp.Config{Log: log}), guard.New(guard.Config{Log: log})
+	s.missing = func(time.Time) ([]string, int32, time.Duration) { return nil, 0, 0 }
+	s.members = func() members.View {
+		return members.View{Members: []members.Member{
+			{Name: "a", Meta: members.Meta{Cut: true, Links: []members.Link{{Name: "eth0", Carrier: true}, {Name: "br-x", Excluded: true}}}},
+			{Name: "b", Meta: members.Meta{Links: []members.Link{{Name: "eth7"}}}},
+		}}
+	}
+	got := s.current()
+	if fmt.Sprint(got.Interfaces, got.InterfacesDown, got.InterfacesNamedOnly) != "[eth0 br-x] [br-x] [br-x]" {
+		t.Errorf("%q, down %q, named only %q", got.Interfaces, got.InterfacesDown, got.InterfacesNamedOnly)
 	}
 }

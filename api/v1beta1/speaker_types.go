@@ -23,6 +23,11 @@ type SpeakerStatus struct {
 	// +optional
 	Interfaces []string `json:"interfaces,omitempty"`
 
+	// interfacesNamedOnly are those of them that carry only addresses whose L2Advertisement names the interface.
+	// +listType=atomic
+	// +optional
+	InterfacesNamedOnly []string `json:"interfacesNamedOnly,omitempty"`
+
 	// interfacesDown are those of them that have no carrier.
 	// +listType=atomic
 	// +optional

@@ -1132,6 +1132,11 @@ func (in *SpeakerStatus) DeepCopyInto(out *SpeakerStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.InterfacesNamedOnly != nil {
+		in, out := &in.InterfacesNamedOnly, &out.InterfacesNamedOnly
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.InterfacesDown != nil {
 		in, out := &in.InterfacesDown, &out.InterfacesDown
 		*out = make([]string, len(*in))

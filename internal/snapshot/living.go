@@ -78,7 +78,7 @@ func Living(speakers map[string]*v1beta1.Speaker, notReady func(node string) boo
 // Tells is what Speakers takes from a speaker, to be compared.
 func Tells(sp *v1beta1.Speaker) string {
 	s := &sp.Status
-	return fmt.Sprint(Ended(sp), s.Missing, s.MissingMore, s.Gate, s.Drained, s.Interfaces, s.InterfacesDown, sessionUp(s))
+	return fmt.Sprint(Ended(sp), s.Missing, s.MissingMore, s.Gate, s.Drained, s.Interfaces, s.InterfacesDown, s.InterfacesNamedOnly, len(s.Conditions) > 0, sessionUp(s))
 }
 
 func sessionUp(s *v1beta1.SpeakerStatus) bool {
@@ -92,8 +92,11 @@ func (s *Snapshot) Speakers(speakers map[string]*v1beta1.Speaker) {
 	for name := range Living(speakers, s.NotReady) {
 		status := &speakers[name].Status
 		m := Member{Gate: status.Gate, SessionUp: sessionUp(status)}
+		if len(status.Conditions) > 0 { // it has written, so that no interface means none
+			m.Links = []announce.Link{}
+		}
 		for _, i := range status.Interfaces {
-			m.Links = append(m.Links, announce.Link{Name: i, Up: !slices.Contains(status.InterfacesDown, i)})
+			m.Links = append(m.Links, announce.Link{Name: i, Up: !slices.Contains(status.InterfacesDown, i), Excluded: slices.Contains(status.InterfacesNamedOnly, i)})
 		}
 		alive[name] = m
 		s.SetDrained(name, status.Drained)

@@ -335,6 +335,28 @@ func TestSpeakers(t *testing.T) {
 	tell("a alive=true drained=false links=[{eth0 true false} {eth1 true false}]; b alive=false drained=false links=[]; c alive=false drained=false links=[]; ")
 }
 
+// Of its links, what a speaker writes is what it tells the others.
+func TestLinksThatSpeakersWrite(t *testing.T) {
+	ready := []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue}}
+	for _, tt := range []struct {
+		what   string
+		writes v1beta1.SpeakerStatus
+		tells  []announce.Link
+	}{
+		{"nothing yet", v1beta1.SpeakerStatus{}, nil},
+		{"no link", v1beta1.SpeakerStatus{Conditions: ready}, []announce.Link{}},
+		{"one for addresses that name it", v1beta1.SpeakerStatus{Conditions: ready,
+			Interfaces: []string{"eth0", "br-x"}, InterfacesDown: []string{"eth0"}, InterfacesNamedOnly: []string{"br-x"}},
+			[]announce.Link{{Name: "eth0"}, {Name: "br-x", Up: true, Excluded: true}}},
+	} {
+		s := known()
+		s.Speakers(map[string]*v1beta1.Speaker{"a": {Status: tt.writes}})
+		if got, want := s.members["a"], (Member{Links: tt.tells}); !got.equal(want) {
+			t.Errorf("%s: %+v, want %+v", tt.what, got, want)
+		}
+	}
+}
+
 // A slip in an edit of a BGPAdvertisement or a BGPPeer, or in what it names, withdraws nothing from those who knew its
 // last usable form. Deleting it does.
 func TestLastUsableForm(t *testing.T) {
