@@ -46,7 +46,8 @@ type membership struct {
 	cluster  *members.Cluster        // nil until it is known at which address, with which keys, and what to tell
 	addr     netip.Addr              // of this speaker
 	keys     [][]byte                // nil: not known
-	nodes    map[string][]netip.Addr // the addresses of all nodes; at the first of each its speaker can be joined
+	nodes    map[string][]netip.Addr // the addresses of all nodes; at the first of each its speaker can be joined, or at
+	met      map[string]netip.Addr   // that at which it was met last, as it stays there while the node has it
 	links    []layer2.Link           // that this node has
 	named    []string                // patterns of the interfaces that L2Advertisements name; nil: not known
 	leftOut  []string                // links that others cannot be told of
@@ -67,12 +68,16 @@ type station struct {
 // the wire for some time after its objects are gone.
 const forgetTime = 10 * time.Minute
 
+// forgetMost is how many hardware addresses are remembered that a node does not say any more that it has: one that tells
+// others with each message costs no more memory than a node whose interfaces were all replaced twice.
+const forgetMost = 128
+
 // proxyGate is why a node whose Service proxy is unhealthy should not attract traffic.
 const proxyGate = "the node's Service proxy is unhealthy"
 
 func newMembership(config membershipConfig) *membership {
 	m := &membership{
-		membershipConfig: config, restart: make(chan struct{}, 1), nodes: map[string][]netip.Addr{},
+		membershipConfig: config, restart: make(chan struct{}, 1), nodes: map[string][]netip.Addr{}, met: map[string]netip.Addr{},
 		gossiped: map[string][]layer2.MAC{}, written: map[string][]layer2.MAC{},
 	}
 	m.members.OnChange = func() { m.take(m.view()) }
@@ -88,6 +93,7 @@ func (m *membership) setNode(name string, addrs []netip.Addr, gone bool) {
 	switch {
 	case gone && m.nodes[name] != nil:
 		delete(m.nodes, name)
+		delete(m.met, name)
 		m.learn(m.written, name, nil)
 	case gone || len(addrs) == 0 || slices.Equal(m.nodes[name], addrs): // unknown is not empty
 		return
@@ -203,9 +209,18 @@ func (m *membership) learn(source map[string][]layer2.MAC, node string, macs []l
 			known[mac] = station{node: node}
 		}
 	}
+	former := 0
+	for _, s := range known {
+		if s.node == node && !s.until.IsZero() {
+			former++
+		}
+	}
 	for _, mac := range before {
 		if known[mac].node == node && !m.has(node, mac) {
-			known[mac] = station{node, now.Add(forgetTime)}
+			if known[mac] = (station{node, now.Add(forgetTime)}); former >= forgetMost {
+				delete(known, mac)
+			}
+			former++
 			for _, in := range []map[string][]layer2.MAC{m.gossiped, m.written} {
 				for other := range in {
 					if m.has(other, mac) {
@@ -238,8 +253,12 @@ func (m *membership) nodeOf(mac layer2.MAC) string {
 func (m *membership) peers() []netip.AddrPort {
 	var out []netip.AddrPort
 	for name, addrs := range m.nodes {
-		if name != m.members.Name {
-			out = append(out, netip.AddrPortFrom(addrs[0], m.members.Port))
+		if name == m.members.Name {
+			continue
+		}
+		out = append(out, netip.AddrPortFrom(addrs[0], m.members.Port))
+		if met := m.met[name]; met != addrs[0] && slices.Contains(addrs, met) {
+			out = append(out, netip.AddrPortFrom(met, m.members.Port))
 		}
 	}
 	return out
@@ -342,9 +361,12 @@ func (m *membership) take(view members.View) {
 		m.mu.Unlock()
 		return // it joins again, with another address: what was known stays until it knows more
 	}
-	alive, ready, known, here := map[string]snapshot.Member{}, false, false, map[string]bool{}
+	alive, ready, known, here, moved := map[string]snapshot.Member{}, false, false, map[string]bool{}, false
 	for _, one := range view.Members {
 		here[one.Name] = true
+		if at := one.Addr.Addr(); m.met[one.Name] != at && m.nodes[one.Name] != nil {
+			m.met[one.Name], moved = at, true
+		}
 		macs := make([]layer2.MAC, 0, len(one.Meta.Links))
 		for _, l := range one.Meta.Links {
 			macs = append(macs, l.MAC)
@@ -365,6 +387,9 @@ func (m *membership) take(view members.View) {
 		}
 	}
 	m.alive, m.joined = alive, view.Joined
+	if moved && m.cluster != nil {
+		m.cluster.SetPeers(m.peers())
+	}
 	m.mu.Unlock()
 	m.onMembers(alive)
 	if known {

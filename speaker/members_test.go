@@ -298,3 +298,43 @@ func TestNodeGetsAnotherAddress(t *testing.T) {
 		}
 	}
 }
+
+// A speaker stays at the address that it is known by when its node gets another first one, and is looked for at both.
+func TestPeersAfterANodeGotAnotherFirstAddress(t *testing.T) {
+	m := newMembership(membershipConfig{members: members.Config{Name: "a", Port: 7946}, log: slog.New(slog.DiscardHandler),
+		onMembers: func(map[string]snapshot.Member) {}, onJoined: func() {}, onReady: func() {}, onNodeKnown: func() {}})
+	a := netip.MustParseAddr
+	m.setNode("a", []netip.Addr{a("192.0.2.1")}, false)
+	m.setNode("b", []netip.Addr{a("192.0.2.2")}, false)
+	m.take(members.View{Joined: true, Members: []members.Member{{Name: "b", Addr: netip.MustParseAddrPort("192.0.2.2:7946")}}})
+	want := func(what, peers string) {
+		t.Helper()
+		if got := fmt.Sprint(m.peers()); got != peers {
+			t.Errorf("%s: %s, want %s", what, got, peers)
+		}
+	}
+	want("at first", "[192.0.2.2:7946]")
+	m.setNode("b", []netip.Addr{a("192.0.2.102"), a("192.0.2.2")}, false)
+	want("another comes first", "[192.0.2.102:7946 192.0.2.2:7946]")
+	m.setNode("b", []netip.Addr{a("192.0.2.102")}, false)
+	want("the first one goes", "[192.0.2.102:7946]")
+}
+
+// A node that was broken into and tells other hardware addresses with each message does not fill the others.
+func TestHardwareAddressesThatChange(t *testing.T) {
+	m := newMembership(membershipConfig{members: members.Config{Name: "a"}, log: slog.New(slog.DiscardHandler),
+		onMembers: func(map[string]snapshot.Member) {}, onJoined: func() {}, onReady: func() {}, onNodeKnown: func() {}})
+	for i := range 200 {
+		links := make([]members.Link, 28)
+		for j := range links {
+			links[j].MAC = [6]byte{2, 0, 0, byte(i >> 8), byte(i), byte(j)}
+		}
+		m.take(members.View{Joined: true, Members: []members.Member{{Name: "broken", Meta: members.Meta{Links: links}}}})
+	}
+	if n := len(*m.hardware.Load()); n > forgetMost+28 {
+		t.Errorf("%d hardware addresses are remembered", n)
+	}
+	if m.nodeOf(layer2.MAC{2, 0, 0, 0, 199, 3}) != "broken" {
+		t.Error("one that it tells now is not known")
+	}
+}
