@@ -2,6 +2,7 @@ package crd
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
@@ -137,7 +139,9 @@ test False ["node3"] 1      Established v1      -`,
 				t.Fatal(err)
 			}
 			t.Cleanup(func() {
-				if err := api.Delete(context.Background(), row.object); err != nil {
+				none := client.RawPatch(types.MergePatchType, []byte(`{"status":null}`)) // a pool in use is not deleted
+				err := api.Status().Patch(context.Background(), row.object, none)
+				if err = errors.Join(err, api.Delete(context.Background(), row.object)); err != nil {
 					t.Error(err)
 				}
 			})
