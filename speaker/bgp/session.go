@@ -45,7 +45,8 @@ type session struct {
 	routes route.Table
 	addrs  []address // of the node
 	status SessionStatus
-	logged string // the last reason for not coming up that was logged
+	logged string // the reason for not coming up that was logged last
+	failed string // the reason of the last attempt
 	live   *live  // nil without a connection
 }
 
@@ -160,16 +161,26 @@ func (m *machine) down(why error) {
 	})
 }
 
-// fail takes note of why there is no session. A reason that stays the same is logged once.
+// fail takes note of why there is no session. A reason that stays the same is logged once. One that came of an attempt
+// takes the place of another only when it has come twice running: a router that is off fails connections in turn for want
+// of an answer to TCP and to ARP, and one on a bad day says something else each time.
 func (s *session) fail(state State, err error) {
+	reason := err.Error()
 	s.mu.Lock()
-	same := s.logged == err.Error()
-	s.logged = err.Error()
+	shown := s.logged == "" || state == Idle || reason == s.failed
+	fresh := shown && reason != s.logged
+	if s.failed = reason; shown {
+		s.logged = reason
+	}
 	s.mu.Unlock()
-	if !same {
+	if fresh {
 		s.log.Warn("BGP session does not come up", "reason", err)
 	}
-	s.update(func(st *SessionStatus) { st.State, st.LastError = state, err.Error() })
+	s.update(func(st *SessionStatus) {
+		if st.State = state; shown {
+			st.LastError = reason
+		}
+	})
 }
 
 // noGateway says why a session with a default gateway has no address.

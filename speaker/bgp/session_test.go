@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,6 +30,7 @@ import (
 type network struct {
 	mu       sync.Mutex
 	dials    map[netip.Addr]chan net.Conn // by the peer's address; nobody answers at others
+	fails    func() error                 // why the next connection fails; nil: none does
 	passive  map[netip.Addr]func(net.Conn)
 	addrs    []address
 	defaults []netip.Addr
@@ -59,8 +61,11 @@ func connection(remote netip.Addr) (ours, theirs net.Conn) {
 
 func (n *network) dial(ctx context.Context, _ Peer, remote netip.Addr) (net.Conn, error) {
 	n.mu.Lock()
-	to := n.dials[remote]
+	to, fails := n.dials[remote], n.fails
 	n.mu.Unlock()
+	if fails != nil {
+		return nil, fails()
+	}
 	ours, theirs := connection(remote)
 	select {
 	case to <- theirs:
@@ -846,6 +851,49 @@ func TestStatusRests(t *testing.T) {
 		}
 	})
 }
+
+// Neither does a router that is off, whose neighbor entry fails in every fourth attempt while the others time out, nor one
+// that gives another reason each time; a reason that lasts is shown.
+func TestReasonsInTurn(t *testing.T) {
+	for name, reason := range map[string]func(i int) error{
+		"off": func(i int) error {
+			if i%4 == 0 {
+				return syscall.EHOSTUNREACH
+			}
+			return os.ErrDeadlineExceeded
+		},
+		"random": func(i int) error { return fmt.Errorf("reason %d", i) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var changes atomic.Int32
+			var lines lineCounter
+			c := Config{Leave: -1, OnChange: func() { changes.Add(1) }, Log: slog.New(slog.NewTextHandler(&lines, nil))}
+			simulate(t, c, func(w *world) {
+				var attempts atomic.Int64
+				r := w.router("192.0.2.2")
+				w.locked(func() { w.fails = func() error { return reason(int(attempts.Add(1))) } })
+				w.Set([]Session{{Peer: r.peer()}})
+				time.Sleep(10 * time.Second)
+				synctest.Wait()
+				before := changes.Load()
+				time.Sleep(10 * time.Minute)
+				if synctest.Wait(); changes.Load() != before || lines.n.Load() > 2 || attempts.Load() < 500 {
+					t.Errorf("%d changes of status and %d log lines for %d attempts", changes.Load()-before, lines.n.Load(), attempts.Load())
+				}
+				w.locked(func() { w.fails = func() error { return syscall.ECONNREFUSED } })
+				time.Sleep(3 * time.Second)
+				if synctest.Wait(); !strings.Contains(w.only().LastError, "refuses TCP connections") {
+					t.Errorf("status %+v", w.only())
+				}
+			})
+		})
+	}
+}
+
+// lineCounter counts the lines of a log.
+type lineCounter struct{ n atomic.Int64 }
+
+func (l *lineCounter) Write(b []byte) (int, error) { l.n.Add(1); return len(b), nil }
 
 // A passive session is opened by the peer, and opened anew when the peer says so, in every state.
 func TestPassive(t *testing.T) {
