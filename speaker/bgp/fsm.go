@@ -16,7 +16,6 @@ import (
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
-	"github.com/clarionlb/clarion/internal/route"
 	"github.com/clarionlb/clarion/speaker/bfd"
 )
 
@@ -540,7 +539,7 @@ func (m *machine) cameUp() *live {
 	default:
 	}
 	a, local := m.agreed, m.conn.local.Addr()
-	m.rib = rib{localASN: m.identity.LocalASN, internal: a.internal, as4: a.theirs.as4, links: m.peer.LinkBandwidth, sent: route.Table{}}
+	m.rib = rib{localASN: m.identity.LocalASN, internal: a.internal, as4: a.theirs.as4, links: m.peer.LinkBandwidth, tooBig: map[netip.Prefix]bool{}}
 	m.mu.Lock()
 	m.logged = ""
 	l := m.live

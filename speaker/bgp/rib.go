@@ -22,9 +22,9 @@ type rib struct {
 	sent    route.Table
 	hops    nextHops
 	leaving bool
-	again   [2]bool        // the peer wants the routes of a family again: IPv4, IPv6
-	tooBig  []netip.Prefix // not announced: their attributes alone fill a message
-	buf     []byte         // for keys
+	again   [2]bool               // the peer wants the routes of a family again: IPv4, IPv6
+	tooBig  map[netip.Prefix]bool // of sent, but not announced: their attributes alone fill a message
+	buf     []byte                // for keys
 }
 
 // change is what one UPDATE after another has to say.
@@ -127,8 +127,10 @@ func (r *rib) key(rt route.Route) []byte {
 // sync sends what brings the peer to want. It announces before it withdraws.
 func (r *rib) sync(want route.Table, hops nextHops, leaving bool, send func(update []byte) error) error {
 	c := r.diff(want, hops, leaving)
-	r.tooBig = nil
 	for _, g := range c.groups {
+		for _, p := range g.prefixes {
+			delete(r.tooBig, p)
+		}
 		if leaving { // RFC 8326 section 4: the community for the peer, and preferences for routers that ignore it
 			lowest, highest := uint32(0), uint32(math.MaxUint32)
 			g.attrs = g.attrs.Merge(route.Attrs{Communities: []route.Community{route.GracefulShutdown}})
@@ -139,6 +141,9 @@ func (r *rib) sync(want route.Table, hops nextHops, leaving bool, send func(upda
 		}
 	}
 	for i, ps := range c.withdraw {
+		for _, p := range ps {
+			delete(r.tooBig, p)
+		}
 		if err := r.withdraw(i == 1, ps, send); err != nil {
 			return err
 		}
@@ -181,8 +186,10 @@ func (r *rib) announce(g group, hop netip.Addr, send func([]byte) error) error {
 	}
 	return pack(g.prefixes, room, func(nlri []bgp.PathNLRI) error {
 		if nlri == nil {
-			r.tooBig = append(r.tooBig, g.prefixes...)
-			return nil
+			for _, p := range g.prefixes {
+				r.tooBig[p] = true
+			}
+			return r.withdraw(g.v6, g.prefixes, send) // of what may have been announced with other attributes
 		}
 		if classic {
 			next, err := bgp.NewPathAttributeNextHop(hop)

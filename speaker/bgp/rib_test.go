@@ -2,6 +2,7 @@ package bgp
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -149,18 +150,36 @@ func TestTheDifferenceIsEnough(t *testing.T) {
 	}
 }
 
-// Attributes that fill more than one message are said to, and stop nothing else.
+// Attributes that fill more than one message are said to for as long as they are wanted, stop nothing else, and leave no
+// route as it was before.
 func TestTooManyCommunities(t *testing.T) {
 	var a route.Attrs
 	for i := range 1100 {
 		a.Communities = append(a.Communities, route.Community{A: 1, B: uint32(i)})
 	}
-	r := rib{localASN: 65001, as4: true}
-	sent := 0
-	err := r.sync(route.TableOf(route.Route{Prefix: netip.MustParsePrefix("203.0.113.1/32"), Attrs: a}, route.Route{Prefix: netip.MustParsePrefix("203.0.113.2/32")}),
-		nextHops{v4: nodeAddr}, false, func([]byte) error { sent++; return nil })
-	if err != nil || sent != 1 || len(r.tooBig) != 1 {
-		t.Errorf("%v, %d messages, too big: %v", err, sent, r.tooBig)
+	big, small := netip.MustParsePrefix("203.0.113.1/32"), netip.MustParsePrefix("203.0.113.2/32")
+	r := rib{localASN: 65001, as4: true, tooBig: map[netip.Prefix]bool{}}
+	has := map[netip.Prefix]bool{}
+	sync := func(leaving bool, rs ...route.Route) {
+		t.Helper()
+		if err := r.sync(route.TableOf(rs...), nextHops{v4: nodeAddr}, leaving, func(msg []byte) error {
+			announced, withdrawn := counted(msg)
+			maps.Copy(has, announced)
+			maps.DeleteFunc(has, func(p netip.Prefix, _ bool) bool { return withdrawn[p] })
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sync(false, route.Route{Prefix: big})
+	for _, leaving := range []bool{false, false, true} {
+		sync(leaving, route.Route{Prefix: big, Attrs: a}, route.Route{Prefix: small})
+		if len(has) != 1 || !has[small] || len(r.tooBig) != 1 {
+			t.Errorf("leaving %t: the peer has %v, too big: %v", leaving, has, r.tooBig)
+		}
+	}
+	if sync(false, route.Route{Prefix: big}); len(has) != 1 || !has[big] || len(r.tooBig) != 0 {
+		t.Errorf("the peer has %v, too big: %v", has, r.tooBig)
 	}
 }
 
