@@ -158,6 +158,8 @@ type agreement struct {
 func (p Peer) agree(theirs open, remote netip.Addr) (agreement, error) {
 	a := agreement{theirs: theirs, internal: theirs.asn == p.LocalASN, restart: p.GracefulRestart > 0 && theirs.restart != nil}
 	switch {
+	case theirs.asn == 0: // RFC 7607 section 2
+		return a, fmt.Errorf("the peer has the AS number 0: %w", notify(2, 2))
 	case p.Dynamic == DynamicNone && theirs.asn != p.PeerASN:
 		return a, fmt.Errorf("the peer has AS number %d, not %d: %w", theirs.asn, p.PeerASN, notify(2, 2))
 	case p.Dynamic == DynamicInternal && !a.internal:

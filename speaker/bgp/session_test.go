@@ -530,6 +530,7 @@ func TestWhatPeersGetWrong(t *testing.T) {
 		{"confirms with an UPDATE", func(c *end) { c.write(must(routerOpen().bytes())); c.write(message(2, 0, 0, 0, 0)) }, "sent NOTIFICATION 5/2"},
 		{"has another version", func(c *end) { c.write(message(1, 3, 0xfc, 0, 0, 90, 192, 0, 2, 2, 0)) }, "sent NOTIFICATION 2/1"},
 		{"has another AS number", openWith(func(o *open) { o.asn = 64513 }), "the peer has AS number 64513, not 64512: sent NOTIFICATION 2/2"},
+		{"has AS number 0", openWith(func(o *open) { o.asn = 0 }), "the peer has the AS number 0: sent NOTIFICATION 2/2"},
 		{"has a hold time of 2 s", openWith(func(o *open) { o.hold = 2 * time.Second }), "sent NOTIFICATION 2/6 (OPEN message error, unacceptable hold time)"},
 		{"has router ID 0", openWith(func(o *open) { o.id = netip.IPv4Unspecified() }), "sent NOTIFICATION 2/3"},
 		{"carries another family", openWith(func(o *open) { o.families = []bgp.Family{bgp.RF_IPv6_UC} }), "sent NOTIFICATION 2/7 (OPEN message error, unsupported capability)"},
