@@ -49,6 +49,7 @@ type reconciler struct {
 	keys     map[string]key           // the password of each peer's session
 	tables   *tables                  // the routes of each peer
 	addrs    []netip.Addr             // the Node's when it last had some
+	id       netip.Addr               // the router ID where none is configured
 
 	woken  atomic.Int64 // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
 	caused atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent

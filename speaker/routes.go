@@ -187,6 +187,10 @@ func (r *reconciler) sessions() []bgp.Session {
 	if addrs := s.Node(r.node).Addresses; len(addrs) > 0 { // a Node without addresses for a moment keeps those it had
 		r.addrs = slices.Clone(addrs)
 	}
+	// An identifier that would change costs every session: it stays while the Node names no other IPv4 addresses.
+	if is4 := netip.Addr.Is4; !r.id.IsValid() || slices.ContainsFunc(r.addrs, is4) && !slices.Contains(r.addrs, r.id) {
+		r.id = routerID(r.node, r.addrs)
+	}
 	var out []bgp.Session
 	used := map[router]*config.Peer{}
 	peers := slices.Clone(s.View().Config.Peers)
@@ -331,7 +335,7 @@ func (r *reconciler) peer(p *config.Peer, password string) bgp.Peer {
 		}
 	}
 	if !out.RouterID.IsValid() {
-		out.RouterID = routerID(r.node, r.addrs)
+		out.RouterID = r.id
 	}
 	return out
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -41,6 +42,27 @@ func TestOneRouterOneSession(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("problems:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// A router ID that changes ends every session: addresses of the Node that are gone for a moment, or named in another
+// order, do not change it.
+func TestRouterIDStays(t *testing.T) {
+	w := newWorld(t)
+	w.set(peer("tor", "192.0.2.1", nil))
+	for _, tt := range []struct {
+		addrs []string
+		id    string
+	}{
+		{[]string{"192.0.2.10", "198.51.100.10", "2001:db8::10"}, "192.0.2.10"},
+		{[]string{"2001:db8::10"}, "192.0.2.10"},
+		{nil, "192.0.2.10"},
+		{[]string{"198.51.100.10", "192.0.2.10", "2001:db8::10"}, "192.0.2.10"},
+		{[]string{"198.51.100.10"}, "198.51.100.10"},
+	} {
+		w.set(node("a", tt.addrs...))
+		w.step()
+		w.want(fmt.Sprint(tt.addrs), "never told", "tor as "+tt.id+":")
 	}
 }
 
