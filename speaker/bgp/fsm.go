@@ -261,10 +261,16 @@ func (m *machine) hold(c net.Conn) {
 	m.mu.Unlock()
 }
 
+// cutShort closes the connection as soon as the session is to end, so that it does not sit out a handshake. What it starts
+// may still run after stop, and so must not touch the machine.
+func (m *machine) cutShort() (stop func() bool) {
+	c := m.conn.Conn
+	return context.AfterFunc(m.ctx, func() { c.Close() })
+}
+
 // openSent sends our OPEN and waits for the peer's.
 func openSent(m *machine) (state, error) {
-	// A session that is to end does not sit out a handshake.
-	defer context.AfterFunc(m.ctx, func() { m.conn.Conn.Close() })()
+	defer m.cutShort()()
 	defer m.during(OpenSent)()
 	m.wait = refusedWait
 	var err error
@@ -296,7 +302,7 @@ func openSent(m *machine) (state, error) {
 
 // openConfirm confirms the peer's OPEN and waits for it to confirm ours.
 func openConfirm(m *machine) (state, error) {
-	defer context.AfterFunc(m.ctx, func() { m.conn.Conn.Close() })()
+	defer m.cutShort()()
 	defer m.during(OpenConfirm)()
 	if err := m.tell(keepalive); err != nil {
 		return idle, err

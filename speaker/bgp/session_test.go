@@ -499,6 +499,30 @@ func TestHowASessionEnds(t *testing.T) {
 	}
 }
 
+// A peer that is gone from what is wanted while it hangs up, or says something, in the middle of the handshake ends only
+// its own session.
+func TestEndsAmidTheHandshake(t *testing.T) {
+	simulate(t, Config{Leave: -1}, func(w *world) {
+		r := w.router("192.0.2.2")
+		for i := range 500 {
+			w.Set([]Session{{Peer: r.peer()}})
+			c := r.accept()
+			if _, _, err := c.next(); err != nil {
+				t.Fatal(err)
+			}
+			if i%2 == 0 { // in OpenConfirm
+				c.write(must(routerOpen().bytes()))
+				if _, _, err := c.next(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			go c.Close()
+			w.Set(nil)
+			eventually(t, "the session is gone", func() bool { return len(w.Status()) == 0 })
+		}
+	})
+}
+
 // What is wrong with a peer is said in words, and ends nothing else.
 func TestWhatPeersGetWrong(t *testing.T) {
 	openWith := func(f func(o *open)) func(c *end) {
