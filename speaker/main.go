@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -41,6 +42,7 @@ import (
 	"github.com/clarionlb/clarion/internal/version"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
+	"github.com/clarionlb/clarion/speaker/bmp"
 	"github.com/clarionlb/clarion/speaker/guard"
 	"github.com/clarionlb/clarion/speaker/holddown"
 	"github.com/clarionlb/clarion/speaker/layer2"
@@ -61,6 +63,7 @@ type options struct {
 	drainTime       time.Duration
 	holddown        time.Duration
 	acdProbes       int
+	bmpStations     []string
 	exclude         interfaces.Patterns
 	guard           bool
 	proxyGrace      time.Duration
@@ -81,6 +84,11 @@ func main() {
 	flag.DurationVar(&o.proxyGrace, "proxy-health-grace", 15*time.Second, "how long a Service proxy that was healthy may fail its health check, or not answer, before the node should not attract traffic any more; its rules stay in the kernel meanwhile")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
+	flag.Func("bmp-station", "host:port of a monitoring station that is told what BGP sessions do and announce (BMP, RFC 7854 and 8671); may be given more than once", func(s string) error {
+		o.bmpStations = append(o.bmpStations, s)
+		_, _, err := net.SplitHostPort(s)
+		return err
+	})
 	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a stranger has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
 	o.exclude = interfaces.DefaultExclude()
 	flag.Var(&o.exclude, "exclude-interfaces", "patterns, separated by commas, of the interfaces behind which the node's own pods are: no address is announced on them unless an L2Advertisement names them, and packets that come in by them are not guarded against")
@@ -357,6 +365,11 @@ func (s *speaker) Start(ctx context.Context) error {
 		parts.help(s.log, "guard", s.guard.Run)
 		parts.help(s.log, "outside", func(ctx context.Context) error { return guard.Outside(ctx, s.o.exclude, s.reconciler.setOutside) })
 		parts.start("bgp", s.bgp.Run)
+		if len(s.o.bmpStations) > 0 {
+			parts.start("bmp", bmp.New(bmp.Config{
+				Log: s.log, Stations: s.o.bmpStations, Name: s.o.node, Description: "Clarion " + version.String(), Sessions: s.bgp,
+			}).Run)
+		}
 		parts.start("reconcile", func(ctx context.Context) error { s.reconciler.run(ctx); return nil })
 		parts.start("status", func(ctx context.Context) error { s.status.run(ctx); return nil })
 		parts.start("members", s.membership.run)
@@ -371,7 +384,7 @@ func (s *speaker) Start(ctx context.Context) error {
 	parts.stop("proxy", "reconcile", "status", "absent")
 	parts.start("end", func(context.Context) error { s.status.end(); return nil })
 	s.handOver()
-	parts.stop("end", "members", "layer2", "bgp", "bfd", "outside", "guard")
+	parts.stop("end", "members", "layer2", "bgp", "bmp", "bfd", "outside", "guard")
 	return err
 }
 

@@ -169,8 +169,6 @@ type Config struct {
 	OnChange func()
 	// OnUpdate, if not nil, is called with the name of a peer after an UPDATE was written to it. It must return soon.
 	OnUpdate func(peer string)
-	// Observer, if not nil, sees what happens in sessions.
-	Observer Observer
 	// BFD runs the BFD sessions that peers ask for. Nil: such peers have none, and their Status says so.
 	BFD *bfd.Runner
 	// ListenPort is where Passive peers connect to, 0 for 179.
@@ -194,6 +192,7 @@ type Speaker struct {
 	addrs    []address                 // the node's
 	sessions map[place]*session        // the current session of each place
 	ending   map[place]<-chan struct{} // closed when the last session of a place that is gone is over
+	watchers []*watcher                // never changed in place
 
 	bfdMu   sync.Mutex
 	bfdWant map[place]bfd.Session // beside the sessions

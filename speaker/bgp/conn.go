@@ -72,7 +72,7 @@ func (c *conn) receive(d time.Duration) (msg []byte, typ uint8, err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, 0, errors.New("the peer closed the connection")
+		return nil, 0, ErrClosedByPeer
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &n):
 		return nil, 0, err
 	default:
@@ -151,7 +151,7 @@ func (c *conn) close(why error) { c.closing.Do(func() { c.closeFor(why) }) }
 func (c *conn) closeFor(why error) {
 	var n *Notification
 	c.hasten()
-	if errors.As(why, &n) && n.Sent && !c.broken && c.send(n.bytes()) == nil && c.flush() == nil {
+	if errors.As(why, &n) && n.Sent && !c.broken && c.send(n.Bytes()) == nil && c.flush() == nil {
 		// Closing with unread data would reset the connection and could overtake the message.
 		if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && w.CloseWrite() == nil {
 			c.mu.Lock()

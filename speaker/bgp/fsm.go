@@ -63,7 +63,8 @@ type machine struct {
 	listened netip.Addr
 
 	conn           *conn
-	sent, received []byte // OPEN messages, for the observer
+	sent, received []byte     // OPEN messages, for observers
+	watchers       []*watcher // that have seen the session
 	agreed         agreement
 	rib            rib
 	since          time.Time // Established; zero otherwise
@@ -390,16 +391,14 @@ func (l *live) reason(err error) error {
 	}
 }
 
-// sender sends UPDATEs, and shows them to the observer.
+// sender sends UPDATEs, and shows them to observers.
 func (m *machine) sender(l *live) func(update []byte) error {
 	return func(update []byte) error {
 		if err := m.conn.send(update); err != nil {
 			return err
 		}
 		l.lastUpdate.Store(time.Now().UnixNano())
-		if o := m.speaker.config.Observer; o != nil {
-			o.Sent(m.at.peer, m.conn.remote, update)
-		}
+		m.observed(func(o Observer) { o.Sent(m.at.peer, m.conn.remote, update) })
 		return nil
 	}
 }
@@ -411,6 +410,7 @@ func (m *machine) endOfRIB(l *live) error {
 
 // sync makes what is wanted now what the peer has been sent, and what the Options say now what holds.
 func (m *machine) sync(l *live, leaving bool) error {
+	m.show()
 	m.mu.Lock()
 	want, routes, addrs := m.want, m.routes, m.addrs
 	m.mu.Unlock()
@@ -550,9 +550,7 @@ func (m *machine) cameUp() *live {
 	m.logged = ""
 	l := m.live
 	m.mu.Unlock()
-	if o := m.speaker.config.Observer; o != nil {
-		o.Up(m.at.peer, m.conn.local, m.conn.remote, m.sent, m.received)
-	}
+	m.watchers = nil
 	m.log.Info("BGP session is up", "address", m.remote, "local", local, "asn", a.theirs.asn, "holdTime", a.hold, "keepalive", a.keepalive,
 		"ipv4", a.v4, "ipv6", a.v6, "gracefulRestart", a.restart)
 	m.update(func(st *SessionStatus) {
@@ -581,9 +579,7 @@ func (m *machine) ended(why error) {
 		m.wait += rand.N(m.wait/4 + 1) // so that the sessions of many nodes spread
 		m.since = time.Time{}
 		m.down(why)
-		if o := m.speaker.config.Observer; o != nil {
-			o.Down(m.at.peer, m.conn.remote, why)
-		}
+		m.observed(func(o Observer) { o.Down(m.at.peer, m.conn.remote, why) })
 	case m.ctx.Err() == nil:
 		m.fail(Active, why)
 	}

@@ -79,8 +79,11 @@ func (n *Notification) Text() string {
 	return ""
 }
 
-// bytes is the message.
-func (n *Notification) bytes() []byte {
+// ErrClosedByPeer is why a session ended whose peer closed the connection without a NOTIFICATION.
+var ErrClosedByPeer = errors.New("the peer closed the connection")
+
+// Bytes is the message.
+func (n *Notification) Bytes() []byte {
 	b, err := bgp.NewBGPNotificationMessage(n.Code, n.Subcode, n.Data).Serialize()
 	if err != nil {
 		return must(bgp.NewBGPNotificationMessage(n.Code, n.Subcode, nil).Serialize())

@@ -72,7 +72,7 @@ func TestNotifications(t *testing.T) {
 			t.Errorf("got %s, want %s", got, tt.want)
 		}
 	}
-	if got := notify(6, 1, 1, 2).bytes(); !bytes.Equal(got, message(3, 6, 1, 1, 2)) {
+	if got := notify(6, 1, 1, 2).Bytes(); !bytes.Equal(got, message(3, 6, 1, 1, 2)) {
 		t.Errorf("got % x", got)
 	}
 }

@@ -1115,18 +1115,27 @@ func (r *record) Down(peer string, _ netip.AddrPort, reason error) {
 
 func TestObserver(t *testing.T) {
 	o := &record{}
-	simulate(t, Config{Leave: -1, Observer: o}, func(w *world) {
+	late := &record{}
+	simulate(t, Config{Leave: -1}, func(w *world) {
+		w.Observe(o)
 		r := w.router("192.0.2.2")
 		w.Set([]Session{{r.peer(), routesTo("203.0.113.1/32")}})
 		c := r.accept()
 		c.establish(routerOpen())
 		c.follow()
 		synctest.Wait()
+		stop := w.Observe(late)
+		synctest.Wait()
+		stop()
 	})
 	want := []string{"up 192.0.2.2 192.0.2.2:179 1 1", "sent 192.0.2.2 48", "sent 192.0.2.2 23",
 		`down 192.0.2.2 sent NOTIFICATION 6/2 (cease, administrative shutdown): "the BGP speaker of this node ends"`}
 	if !slices.Equal(o.seen, want) {
 		t.Errorf("seen %q, want %q", o.seen, want)
+	}
+	// Who comes later sees the same; who has gone does not see the end.
+	if !slices.Equal(late.seen, want[:3]) {
+		t.Errorf("seen later %q, want %q", late.seen, want[:3])
 	}
 }
 

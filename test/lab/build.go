@@ -232,6 +232,7 @@ var depends = []struct {
 	{"/usr/bin/arping", "iputils-arping", true},
 	{"/usr/bin/ping", "iputils-ping", true},
 	{"/usr/bin/tcpdump", "tcpdump", true},
+	{"/usr/bin/tshark", "tshark", true},
 	{"/usr/bin/ndisc6", "ndisc6", true},
 	{"/usr/bin/dig", "bind9-dnsutils", true},
 	{"/usr/sbin/nginx", "nginx", true},
