@@ -38,8 +38,8 @@ func newKernel(listenPort uint16) kernel { return linux{newListeners(listenPort)
 type address struct {
 	addr     netip.Addr // without a zone
 	link     int        // index of the interface
-	usable   bool       // global, and neither tentative nor about to go
-	floating bool       // looks like one that moves between nodes: beside another of its network, or a host's alone
+	usable   bool       // global, and not tentative
+	floating bool       // may move or go soon: beside another of its network, a host's alone, temporary, or deprecated
 }
 
 func (linux) addresses() ([]address, error) {
@@ -47,7 +47,9 @@ func (linux) addresses() ([]address, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
+	// IFA_F_SECONDARY means temporary for IPv6. Any host on the link can deprecate an address by a router advertisement;
+	// it receives all the same.
+	const unusable, floating = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED, unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED
 	var all []address
 	for _, a := range list {
 		ip, ok := netip.AddrFromSlice(a.IP)
@@ -58,19 +60,11 @@ func (linux) addresses() ([]address, error) {
 		ones, bits := a.Mask.Size()
 		all = append(all, address{
 			addr: ip, link: a.LinkIndex,
-			usable:   a.Flags&unusable&^secondary(ip) == 0 && ip.IsGlobalUnicast(),
-			floating: a.Flags&secondary(ip) != 0 || ones == bits,
+			usable:   a.Flags&unusable == 0 && ip.IsGlobalUnicast(),
+			floating: a.Flags&floating != 0 || ones == bits,
 		})
 	}
 	return all, nil
-}
-
-// secondary is the flag of an IPv4 address that is beside another of its network. For IPv6 the same bit means temporary.
-func secondary(a netip.Addr) int {
-	if a.Is4() {
-		return unix.IFA_F_SECONDARY
-	}
-	return 0
 }
 
 // settle is how long changes of addresses and routes are collected before they are looked at.

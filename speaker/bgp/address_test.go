@@ -1,10 +1,43 @@
 package bgp
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/clarionlb/clarion/internal/netnstest"
 )
+
+// What the kernel says of addresses: one that a host on the link has deprecated is still one to be reached at, if there
+// is no better.
+func TestAddressesOfTheNode(t *testing.T) {
+	ns := netnstest.New(t)
+	ns.IP(t, "link add up0 type veth peer name up1")
+	ns.IP(t, "link set up0 up")
+	want := map[string]string{}
+	for _, a := range []struct{ prefix, option, is string }{
+		{"192.0.2.1/24", "", "true false"}, {"192.0.2.2/24", "", "true true"}, {"198.51.100.1/32", "", "true true"},
+		{"2001:db8::1/64", "nodad", "true false"}, {"2001:db8::2/64", "nodad preferred_lft 0", "true true"},
+		{"2001:db8::3/128", "nodad", "true true"},
+	} {
+		ns.IP(t, "address add "+a.prefix+" dev up0 "+a.option)
+		want[netip.MustParsePrefix(a.prefix).Addr().String()] = a.is
+	}
+	got := map[string]string{}
+	if err := ns.Enter(func() error {
+		all, err := linux{}.addresses()
+		for _, a := range all {
+			if _, ok := want[a.addr.String()]; ok {
+				got[a.addr.String()] = fmt.Sprint(a.usable, a.floating)
+			}
+		}
+		return err
+	}); err != nil || !maps.Equal(got, want) {
+		t.Errorf("usable, floating: %v, want %v, %v", got, want, err)
+	}
+}
 
 func TestNextHops(t *testing.T) {
 	addr := func(s string) netip.Addr {
