@@ -57,7 +57,7 @@ func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now tim
 	for _, e := range exports {
 		r.digests[e.Peer] += digest.Route(addr, e.Prefix)
 	}
-	r.tables.note(addr, old, exports)
+	r.tables.note(old, exports)
 	return true
 }
 
@@ -105,32 +105,55 @@ type tables struct {
 	// whole says that all is to be made anew; otherwise dirty are the prefixes whose routes are.
 	whole bool
 	dirty map[netip.Prefix]bool
-	// sources are the addresses that are announced in each prefix of several.
-	sources map[netip.Prefix]map[netip.Addr]bool
+	// sources are the different exports for each prefix of several addresses, by peer and attributes: merging is idempotent,
+	// so that it does not matter how many addresses have one.
+	sources map[netip.Prefix]map[string]*source
+}
+
+// source is an export that some addresses have.
+type source struct {
+	announce.Export
+	addresses int
 }
 
 func newTables() *tables {
-	return &tables{byPeer: map[string]route.Table{}, dirty: map[netip.Prefix]bool{}, sources: map[netip.Prefix]map[netip.Addr]bool{}}
+	return &tables{byPeer: map[string]route.Table{}, dirty: map[netip.Prefix]bool{}, sources: map[netip.Prefix]map[string]*source{}}
 }
 
 // note takes in that what is announced for an address was old and is exports.
-func (t *tables) note(addr netip.Addr, old, exports []announce.Export) {
-	for _, e := range old {
-		t.dirty[e.Prefix] = true
-		if from := t.sources[e.Prefix]; from != nil {
-			if delete(from, addr); len(from) == 0 {
-				delete(t.sources, e.Prefix)
-			}
-		}
+func (t *tables) note(old, exports []announce.Export) {
+	for _, e := range exports { // first, so that an export that stays is there all the time
+		t.count(e, 1)
 	}
-	for _, e := range exports {
-		if t.dirty[e.Prefix] = true; e.Prefix.IsSingleIP() {
-			continue
-		}
-		if t.sources[e.Prefix] == nil {
-			t.sources[e.Prefix] = map[netip.Addr]bool{}
-		}
-		t.sources[e.Prefix][addr] = true
+	for _, e := range old {
+		t.count(e, -1)
+	}
+}
+
+// count takes in that one more, or one less, address has an export.
+func (t *tables) count(e announce.Export, by int) {
+	if e.Prefix.IsSingleIP() {
+		t.dirty[e.Prefix] = true
+		return
+	}
+	of := t.sources[e.Prefix]
+	if of == nil {
+		of = map[string]*source{}
+		t.sources[e.Prefix] = of
+	}
+	key := string(e.Attrs.AppendKey([]byte(e.Peer + "/"))) // no name has a slash
+	s := of[key]
+	if s == nil {
+		s = &source{Export: e}
+		of[key] = s
+		t.dirty[e.Prefix] = true
+	}
+	if s.addresses += by; s.addresses > 0 {
+		return
+	}
+	t.dirty[e.Prefix] = true
+	if delete(of, key); len(of) == 0 {
+		delete(t.sources, e.Prefix)
 	}
 }
 
@@ -153,8 +176,8 @@ func (t *tables) update(exports map[netip.Addr][]announce.Export, ranges [][]ann
 			if p.IsSingleIP() {
 				of(exports[p.Addr()])
 			}
-			for addr := range t.sources[p] {
-				of(exports[addr])
+			for _, s := range t.sources[p] {
+				parts = append(parts, []announce.Export{s.Export})
 			}
 		}
 		for _, all := range ranges {

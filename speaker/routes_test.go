@@ -84,7 +84,7 @@ func TestTablesFollow(t *testing.T) {
 					}
 				}
 			}
-			tb.note(addr, exports[addr], next)
+			tb.note(exports[addr], next)
 			if exports[addr] = next; len(next) == 0 {
 				delete(exports, addr)
 			}
@@ -99,5 +99,34 @@ func TestTablesFollow(t *testing.T) {
 		if len(want) > len(tb.byPeer) {
 			t.Fatalf("round %d: a peer is missing", round)
 		}
+	}
+}
+
+// One address more, or less, in a prefix that others are in costs nothing, however many they are.
+func TestAggregatesRest(t *testing.T) {
+	tb := newTables()
+	export := func(prepend int) []announce.Export {
+		return []announce.Export{{Peer: "x", Route: route.Route{Prefix: netip.MustParsePrefix("198.18.0.0/16"), Attrs: route.Attrs{Prepend: prepend}}}}
+	}
+	for _, tt := range []struct {
+		what      string
+		old, next []announce.Export
+		dirty     bool
+	}{
+		{"the first", nil, export(1), true},
+		{"another like it", nil, export(1), false},
+		{"one that is different", nil, export(2), true},
+		{"one of two becomes like the third", export(1), export(2), false},
+		{"one of two goes", export(2), nil, false},
+		{"the last of its kind goes", export(1), nil, true},
+		{"the last goes", export(2), nil, true},
+	} {
+		if tb.note(tt.old, tt.next); len(tb.dirty) > 0 != tt.dirty {
+			t.Errorf("%s: dirty are %v", tt.what, tb.dirty)
+		}
+		tb.update(nil, nil)
+	}
+	if len(tb.sources) != 0 {
+		t.Errorf("left are %v", tb.sources)
 	}
 }

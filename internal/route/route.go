@@ -5,7 +5,9 @@ package route
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -103,6 +105,30 @@ type Attrs struct {
 func (a Attrs) Equal(b Attrs) bool {
 	return slices.Equal(a.Communities, b.Communities) && equal(a.LocalPref, b.LocalPref) && equal(a.MED, b.MED) &&
 		a.Prepend == b.Prepend && a.Bandwidth == b.Bandwidth
+}
+
+// AppendKey appends bytes to b that are the same for equal Attrs, and only for those.
+func (a Attrs) AppendKey(b []byte) []byte {
+	for _, v := range []*uint32{a.LocalPref, a.MED} {
+		if v == nil {
+			b = append(b, 0)
+		} else {
+			b = binary.BigEndian.AppendUint32(append(b, 1), *v)
+		}
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(a.Prepend))
+	b = binary.BigEndian.AppendUint32(b, math.Float32bits(a.Bandwidth))
+	for _, c := range a.Communities {
+		large := byte(0)
+		if c.Large {
+			large = 1
+		}
+		b = append(b, large)
+		for _, n := range []uint32{c.A, c.B, c.C} {
+			b = binary.BigEndian.AppendUint32(b, n)
+		}
+	}
+	return b
 }
 
 func equal(a, b *uint32) bool { return a == b || a != nil && b != nil && *a == *b }

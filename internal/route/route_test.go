@@ -73,6 +73,9 @@ func TestMergeIsAnOrderIndependentRule(t *testing.T) {
 		if !a.Merge(b).Equal(b.Merge(a)) || !a.Merge(b).Merge(c).Equal(a.Merge(b.Merge(c))) || !a.Merge(a).Equal(a) {
 			t.Fatalf("merge depends on order:\n%+v\n%+v\n%+v", a, b, c)
 		}
+		if d := a.Merge(b); (string(a.AppendKey(nil)) == string(d.AppendKey(nil))) != a.Equal(d) {
+			t.Fatalf("keys differ unlike\n%+v\n%+v", a, d)
+		}
 	}
 	low, high := uint32(1), uint32(9)
 	got := Attrs{LocalPref: &low, MED: &low, Prepend: 1}.Merge(Attrs{LocalPref: &high, MED: &high, Prepend: 3})

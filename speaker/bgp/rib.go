@@ -1,7 +1,6 @@
 package bgp
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math"
 	"net/netip"
@@ -104,24 +103,8 @@ func (r *rib) diff(want route.Table, hops nextHops, leaving bool) change {
 
 // key is equal for routes that one UPDATE can announce. It is valid until the next call.
 func (r *rib) key(rt route.Route) []byte {
-	opt := func(b []byte, v *uint32) []byte {
-		if v == nil {
-			return append(b, 0)
-		}
-		return binary.BigEndian.AppendUint32(append(b, 1), *v)
-	}
-	b := append(r.buf[:0], byte(index(rt.Prefix.Addr().Is6())))
-	b = opt(opt(b, rt.LocalPref), rt.MED)
-	b = binary.BigEndian.AppendUint32(b, uint32(rt.Prepend))
-	b = binary.BigEndian.AppendUint32(b, math.Float32bits(rt.Bandwidth))
-	for _, c := range rt.Communities {
-		b = append(b, byte(index(c.Large)))
-		b = binary.BigEndian.AppendUint32(b, c.A)
-		b = binary.BigEndian.AppendUint32(b, c.B)
-		b = binary.BigEndian.AppendUint32(b, c.C)
-	}
-	r.buf = b
-	return b
+	r.buf = rt.Attrs.AppendKey(append(r.buf[:0], byte(index(rt.Prefix.Addr().Is6()))))
+	return r.buf
 }
 
 // sync sends what brings the peer to want. It announces before it withdraws.
