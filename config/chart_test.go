@@ -173,7 +173,7 @@ speaker:
 		for _, p := range path {
 			switch p := p.(type) {
 			case string:
-				v, _ = v.(map[string]any)[p]
+				v = v.(map[string]any)[p]
 			case int:
 				v = v.([]any)[p]
 			}

@@ -131,9 +131,6 @@ func (w *world) answers(node string, addrs ...netip.Addr) {
 	w.speakers[node].Status.Layer2 = &v1beta1.Layer2Status{Answered: int32(len(addrs)), Digest: sum.String()}
 }
 
-// owner is the node that should answer for the address.
-func (w *world) owner() string { return w.view.Layer2(addr, w.claims).Owner }
-
 var foreign = v1beta1.AddressConflict{Address: addr.String(), HardwareAddress: "02:00:00:00:00:99", Interface: "eth0"}
 
 func TestExplanations(t *testing.T) {

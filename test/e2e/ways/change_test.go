@@ -248,7 +248,7 @@ spec: {ipAddressPoolSelectors: [{matchLabels: {tier: gold}}]}
 				t.Errorf("a pool in use was deleted: %v", err)
 			}
 			world.Must(t, w.Apply(t.Context(), fmt.Sprintf(renamed, "gold", `, excludeAddresses: [198.19.7.0/28, "2001:db8:f:7::/124"]`)))
-			w.allocated(t, svc, "in no pool")
+			w.allocated(t, svc, "pool gold excludes it")
 			world.Must(t, w.Apply(t.Context(), after))
 			w.change(t, svc, func(svc *corev1.Service) { svc.Annotations[v1beta1.AnnotationAddressPool] = "golden" })
 			w.allocated(t, svc, "from pool golden")

@@ -175,7 +175,9 @@ func (w *way) apply(t *testing.T, manifests string) {
 	t.Helper()
 	world.Must(t, w.Apply(t.Context(), manifests))
 	t.Cleanup(func() {
-		if err := w.Delete(context.Background(), manifests); err != nil {
+		// A pool is not deleted while its status counts addresses, some of Services that have just been deleted.
+		ctx := context.Background()
+		if err := lab.Eventually(ctx, 10*time.Second, func() error { return w.Delete(ctx, manifests) }); err != nil {
 			t.Error(err)
 		}
 	})

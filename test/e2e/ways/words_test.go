@@ -103,7 +103,7 @@ kind: L2Advertisement
 metadata: {name: elsewhere}
 spec: {ipAddressPools: [elsewhere], interfaces: [eth7]}
 `, nil, from("elsewhere"), []string{"NoEligibleNode", `L2Advertisement "elsewhere"`, "no interface eth7"}},
-		{"address used by a stranger", fmt.Sprintf(somePool, "taken", "192.0.2.201/32") + `
+		{"address used by a foreign host", fmt.Sprintf(somePool, "taken", "192.0.2.201/32") + `
 apiVersion: clarionlb.io/v1beta1
 kind: L2Advertisement
 metadata: {name: taken}
@@ -114,11 +114,11 @@ spec: {ipAddressPools: [taken]}
 			t.Cleanup(func() {
 				_, _ = w.Exec(context.Background(), "client", "ip", "addr", "del", "192.0.2.201/32", "dev", "eth0")
 			})
-			// The stranger talks, as a host that boots does.
+			// The foreign host talks, as one that boots does.
 			p, err := w.Start("client", "arping", []string{"arping", "-U", "-I", "eth0", "192.0.2.201"})
 			world.Must(t, err)
 			t.Cleanup(p.Kill)
-		}, from("taken"), []string{"192.0.2.201 is used by " + w.Host("client").MAC.String(), "stranger", "pool taken"}},
+		}, from("taken"), []string{"192.0.2.201", w.Host("client").MAC.String() + " uses it", "foreign host", "pool taken"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w.apply(t, c.objects)

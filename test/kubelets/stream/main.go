@@ -22,7 +22,6 @@ import (
 type result struct {
 	start, end time.Duration // since the first request
 	err        string
-	host       string
 }
 
 func main() {
