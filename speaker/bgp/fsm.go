@@ -468,6 +468,7 @@ func (m *machine) problem(l *live, want Peer, hops string) string {
 // read takes in what the peer sends until the session ends, and says why (HoldTimer: each message starts it anew).
 func (m *machine) read(l *live) error {
 	in := newReceived()
+	var refreshed [2]time.Time
 	for {
 		msg, typ, err := m.conn.receive(m.agreed.hold)
 		switch {
@@ -496,11 +497,28 @@ func (m *machine) read(l *live) error {
 				return notify(7, 1, msg...)
 			}
 			if afi := uint16(msg[headerLen])<<8 | uint16(msg[headerLen+1]); msg[headerLen+3] == bgp.SAFI_UNICAST && (afi == bgp.AFI_IP || afi == bgp.AFI_IP6) {
-				l.refresh[index(afi == bgp.AFI_IP6)].Store(true)
-				poke(m.news)
+				m.refresh(l, index(afi == bgp.AFI_IP6), &refreshed)
 			}
 		}
 	}
+}
+
+// refreshEvery is the least time between two refreshes of a family, each of which costs as much as a new session.
+const refreshEvery = time.Second
+
+// refresh has the routes of a family sent again. last is when that was, or will be, done last.
+func (m *machine) refresh(l *live, family int, last *[2]time.Time) {
+	now, at := time.Now(), &last[family]
+	if at.After(now) {
+		return
+	}
+	if *at = at.Add(refreshEvery); at.Before(now) {
+		*at = now
+	}
+	time.AfterFunc(at.Sub(now), func() {
+		l.refresh[family].Store(true)
+		poke(m.news)
+	})
 }
 
 // leave ends the established session as the reason for it demands.

@@ -794,6 +794,27 @@ func TestRoutesConverge(t *testing.T) {
 	})
 }
 
+// A peer that asks for its routes all the time has them again once a second, and after the last time that it asked.
+func TestRefreshFlood(t *testing.T) {
+	simulate(t, Config{Leave: -1}, func(w *world) {
+		r := w.router("192.0.2.2")
+		w.Set([]Session{{r.peer(), routesTo("203.0.113.1/32")}})
+		c := r.accept()
+		c.establish(routerOpen())
+		c.follow()
+		synctest.Wait()
+		before := w.only().MessagesOut.Update
+		for range 1000 {
+			c.write(message(5, 0, 1, 0, 1))
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(2 * time.Second)
+		if synctest.Wait(); w.only().MessagesOut.Update-before != 11 {
+			t.Errorf("%d UPDATEs in answer to 1000 ROUTE-REFRESHes in 10 s", w.only().MessagesOut.Update-before)
+		}
+	})
+}
+
 // A peer that answers nothing, and one that takes nothing off its connection, hold up neither Set nor Status nor another
 // session, nor the end of Run; the latter is given up after a while (RFC 9687).
 func TestDeadPeers(t *testing.T) {
