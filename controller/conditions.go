@@ -49,6 +49,7 @@ type conditions struct {
 	log      *slog.Logger
 	snapshot *snapshot.Snapshot
 	wake     chan struct{}
+	found    func(addr netip.Addr, of key) // called with each address that is found to be announced, and its Service
 	synced   []toolscache.InformerSynced
 
 	// Guarded by the snapshot's lock.
@@ -72,7 +73,7 @@ type problem struct {
 // newConditions is a writer that knows nothing yet.
 func newConditions(c client.Client, holds func() bool, n *counters, events events.EventRecorder, snap *snapshot.Snapshot, log *slog.Logger) *conditions {
 	return &conditions{
-		client: c, holds: holds, counters: n, events: events, log: log, snapshot: snap, wake: make(chan struct{}, 1),
+		client: c, holds: holds, counters: n, events: events, log: log, snapshot: snap, wake: make(chan struct{}, 1), found: func(netip.Addr, key) {},
 		speakers: map[string]*v1beta1.Speaker{}, book: explain.New(), queued: map[objectKey]time.Duration{}, warned: map[objectKey]bool{},
 	}
 }
@@ -102,8 +103,8 @@ func (c *conditions) poke() {
 // speaker takes in what a speaker says of itself.
 func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 	c.snapshot.Lock()
-	old := c.speakers[name]
-	if old == nil {
+	old, known := c.speakers[name]
+	if !known {
 		old = &v1beta1.Speaker{}
 	}
 	next := sp
@@ -114,7 +115,7 @@ func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 	} else {
 		c.book.Speaker(name, sp)
 	}
-	c.living = c.living || snapshot.Tells(old) != snapshot.Tells(next)
+	c.living = c.living || !known || gone || snapshot.Tells(old) != snapshot.Tells(next)
 	for _, s := range sessionsThatDiffer(old, next) {
 		c.look(objectKey{kind: "BGPPeer", name: s}, c.rest())
 	}
@@ -339,7 +340,10 @@ func (c *conditions) service(ctx context.Context, key objectKey) (again time.Dur
 		return 0, err
 	}
 	old := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced)
-	cond, ok := c.announced(key, svc)
+	cond, on, ok := c.announced(key, svc)
+	for _, addr := range on {
+		c.found(addr, client.ObjectKeyFromObject(svc))
+	}
 	next := svc.DeepCopy()
 	switch {
 	case !ok:
@@ -365,18 +369,19 @@ func (c *conditions) service(ctx context.Context, key objectKey) (again time.Dur
 	return again, nil
 }
 
-// announced is the condition Announced that a Service should have, nil for none; false when that is not known.
-func (c *conditions) announced(key objectKey, svc *corev1.Service) (*metav1.Condition, bool) {
+// announced is the condition Announced that a Service should have, nil for none, and its addresses that are announced; false
+// when that is not known.
+func (c *conditions) announced(key objectKey, svc *corev1.Service) (cond *metav1.Condition, on []netip.Addr, known bool) {
 	c.snapshot.Lock()
 	defer c.snapshot.Unlock()
 	if len(c.speakers) == 0 {
-		return nil, false
+		return nil, nil, false
 	}
 	has := c.snapshot.Addresses(key.namespace+"/"+key.name, v1beta1.AddressLoadBalancerIP)
 	if len(has) == 0 {
-		return nil, true
+		return nil, nil, true
 	}
-	cond := &metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonAnnounced}
+	cond = &metav1.Condition{Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonAnnounced}
 	now := time.Now()
 	var texts []string
 	for _, i := range svc.Status.LoadBalancer.Ingress { // in the order of the status
@@ -386,6 +391,9 @@ func (c *conditions) announced(key objectKey, svc *corev1.Service) (*metav1.Cond
 		}
 		e := c.book.Of(addr.Unmap(), now)
 		said := i.IP + " " + e.Text
+		if e.Announced {
+			on = append(on, addr.Unmap())
+		}
 		switch {
 		case !e.Announced:
 			said = i.IP + " is not announced: " + e.Text
@@ -398,7 +406,7 @@ func (c *conditions) announced(key objectKey, svc *corev1.Service) (*metav1.Cond
 		texts = append(texts, said)
 	}
 	cond.Message = strings.Join(texts, "; ")
-	return cond, true
+	return cond, on, true
 }
 
 // announcedEvent records the event to go with a change of the condition Announced: one when nobody announces a Service, or

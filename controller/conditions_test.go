@@ -25,8 +25,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache/informertest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
@@ -34,6 +36,7 @@ import (
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/explain"
+	"github.com/clarionlb/clarion/internal/pool"
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
@@ -344,91 +347,179 @@ func TestSpeakerChanges(t *testing.T) {
 	}
 }
 
-// TestContested: which of the conflicts that speakers report take an address from a Service.
-func TestContested(t *testing.T) {
+// quarantines is a leader of a cluster of the nodes a, b, c and d, of which d announces nothing on the local network, with a
+// pool of 256 addresses of which the first so many are of Services.
+func quarantines(t *testing.T, count int) *services {
+	t.Helper()
+	s := &services{
+		memory: newMemory(), log: slog.New(slog.DiscardHandler),
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]()),
+	}
+	t.Cleanup(s.queue.ShutDown)
+	p := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}
+	p.Spec.Addresses, p.Spec.ReuseDelay = []v1beta1.AddressRange{"192.0.2.0/24"}, &metav1.Duration{}
+	ad := &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}
+	ad.Spec.NodeSelectors = []metav1.LabelSelector{{MatchLabels: map[string]string{"lan": "yes"}}}
+	objects := []client.Object{p, ad}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"lan": map[bool]string{true: "yes"}[name != "d"]}}}
+		objects = append(objects, node)
+	}
+	store := newStore(t)
+	for _, o := range objects {
+		store.set(o)
+	}
+	set := setOf([]v1beta1.IPAddressPool{*p})
+	plan, err := planOf(t.Context(), store, []v1beta1.IPAddressPool{*p}, set)
+	if err != nil || plan == nil {
+		t.Fatal(plan, err)
+	}
+	s.plan = plan
+	s.table.SetPools(set, time.Now())
+	for n := range count {
+		s.table.Assign(ipam.Request{Service: key{Namespace: "default", Name: fmt.Sprint("s", n)}, Families: []pool.Family{pool.IPv4}}, time.Now())
+	}
+	return s
+}
+
+// TestBeforeUse: which of the claims that speakers report take an address from a Service.
+func TestBeforeUse(t *testing.T) {
 	conflict := func(addr string, before bool) v1beta1.AddressConflict {
 		return v1beta1.AddressConflict{Address: addr, HardwareAddress: "02:00:00:00:00:99", Interface: "eth0", BeforeUse: before}
 	}
 	all, bc := v1beta1.SpeakerStatus{}, v1beta1.SpeakerStatus{Missing: []string{"a"}}
-	latest := func(addr string) v1beta1.SpeakerStatus {
-		return v1beta1.SpeakerStatus{Layer2: &v1beta1.Layer2Status{Latest: []string{addr}}}
-	}
+	heard := v1beta1.SpeakerStatus{Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}
 	for _, tt := range []struct {
-		name     string
-		speakers map[string]v1beta1.SpeakerStatus
-		want     string
+		name      string
+		announced string // of the Services default/s0 and default/s1, which have 192.0.2.0 and 192.0.2.1
+		speakers  map[string]v1beta1.SpeakerStatus
+		want      string
 	}{
-		{"before the first announcement", map[string]v1beta1.SpeakerStatus{
-			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("2001:db8::1", true)}},
-			"b": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}},
-			"c": all,
-		}, "map[192.0.2.1:02:00:00:00:00:99 (heard on eth0 of node a) 2001:db8::1:02:00:00:00:00:99 (heard on eth0 of node a)]"},
-		{"after it", map[string]v1beta1.SpeakerStatus{
+		{"before the first announcement", "", map[string]v1beta1.SpeakerStatus{"a": heard, "b": heard, "c": all}, "[192.0.2.1]"},
+		{"of an address that another Service had", "s0", map[string]v1beta1.SpeakerStatus{"a": heard, "b": all, "c": all}, "[192.0.2.1]"},
+		{"after it", "", map[string]v1beta1.SpeakerStatus{
 			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", false)}}, "b": all, "c": all,
-		}, "map[]"},
-		{"by a speaker that is dead, as what it wrote last says", map[string]v1beta1.SpeakerStatus{
-			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": bc, "c": bc,
-		}, "map[]"},
-		{"by one that takes the others for foreign hosts, having lost them", map[string]v1beta1.SpeakerStatus{
-			"a": {Missing: []string{"b", "c"}, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": bc, "c": bc,
-		}, "map[]"},
-		{"by a speaker that the one that heard it did not know yet", map[string]v1beta1.SpeakerStatus{
-			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": all,
-			"c": {HardwareAddresses: []string{"02:00:00:00:00:99"}},
-		}, "map[]"},
-		{"of an address that another answers for", map[string]v1beta1.SpeakerStatus{
-			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true), conflict("192.0.2.2", true)}},
-			"b": latest("192.0.2.1"), "c": all,
-		}, "map[192.0.2.2:02:00:00:00:00:99 (heard on eth0 of node a)]"},
-		{"of an address that one answered for that is dead now", map[string]v1beta1.SpeakerStatus{
-			"a": {Missing: []string{"c"}, Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.1", true)}}, "b": {Missing: []string{"c"}},
-			"c": latest("192.0.2.1"),
-		}, "map[]"},
-		{"of nonsense", map[string]v1beta1.SpeakerStatus{
-			"a": {Conflicts: []v1beta1.AddressConflict{conflict("nonsense", true)}},
-		}, "map[]"},
+		}, "[]"},
+		{"of an address that was announced, though the speaker says it was not", "s1", map[string]v1beta1.SpeakerStatus{"a": heard, "b": all, "c": all}, "[]"},
+		{"of an address that nobody has", "", map[string]v1beta1.SpeakerStatus{
+			"a": {Conflicts: []v1beta1.AddressConflict{conflict("192.0.2.9", true)}}, "b": all, "c": all,
+		}, "[]"},
+		{"by a node that announces nothing on the local network", "", map[string]v1beta1.SpeakerStatus{"a": all, "b": all, "c": all, "d": heard}, "[]"},
+		{"by a node that is none", "", map[string]v1beta1.SpeakerStatus{"a": all, "b": all, "x": heard}, "[]"},
+		{"by a speaker that is dead, as what it wrote last says", "", map[string]v1beta1.SpeakerStatus{"a": heard, "b": bc, "c": bc}, "[]"},
+		{"by one that takes the others for foreign hosts, having lost them", "", map[string]v1beta1.SpeakerStatus{
+			"a": {Missing: []string{"b", "c"}, Conflicts: heard.Conflicts}, "b": bc, "c": bc,
+		}, "[]"},
+		{"by a speaker that the one that heard it did not know yet", "", map[string]v1beta1.SpeakerStatus{
+			"a": heard, "b": all, "c": {HardwareAddresses: []string{"02:00:00:00:00:99"}},
+		}, "[]"},
+		{"of nonsense", "", map[string]v1beta1.SpeakerStatus{"a": {Conflicts: []v1beta1.AddressConflict{conflict("nonsense", true)}}}, "[]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			speakers := map[string]*v1beta1.Speaker{}
 			for name, status := range tt.speakers {
 				speakers[name] = &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: status}
 			}
-			if got := fmt.Sprint(contested(speakers, func(string) bool { return false })); got != tt.want {
-				t.Errorf("got  %s\nwant %s", got, tt.want)
+			s := quarantines(t, 2)
+			s.isAnnounced(netip.MustParseAddr("192.0.2.1"), key{Namespace: "default", Name: tt.announced})
+			s.quarantine(claimsIn(speakers, func(string) bool { return false }))
+			if got := fmt.Sprint(s.usage()["lan"].Quarantined); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
 	}
 }
 
+// TestWasAnnounced: what a controller supposes of the addresses that another one gave.
+func TestWasAnnounced(t *testing.T) {
+	now := time.Now()
+	given := func(ago time.Duration) metav1.Condition {
+		return metav1.Condition{Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue, LastTransitionTime: metav1.NewTime(now.Add(-ago))}
+	}
+	for _, tt := range []struct {
+		name  string
+		conds []metav1.Condition
+		want  bool
+	}{
+		{"just given", []metav1.Condition{given(time.Second)}, false},
+		{"just given, and announced", []metav1.Condition{given(time.Second), {Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionTrue}}, true},
+		{"not announced now, and given long ago", []metav1.Condition{given(time.Hour), {Type: v1beta1.ConditionAnnounced, Status: metav1.ConditionFalse}}, true},
+		{"with a wiped status", nil, false},
+	} {
+		if got := wasAnnounced(&corev1.Service{Status: corev1.ServiceStatus{Conditions: tt.conds}}, now); got != tt.want {
+			t.Errorf("%s: %t, want %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestQuarantineOnWord: a node that was broken into moves few addresses, however fast it takes back what it said.
+func TestQuarantineOnWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := quarantines(t, 100)
+		lie := func(node string) (again time.Duration) {
+			var lies []claim
+			for n := range 250 {
+				lies = append(lies, claim{node: node, addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})})
+			}
+			return s.quarantine(lies)
+		}
+		want := func(what string, n int) {
+			t.Helper()
+			if got := len(s.usage()["lan"].Quarantined); got != n {
+				t.Errorf("%s: %d addresses in quarantine, want %d", what, got, n)
+			}
+		}
+		lie("a")
+		want("of all addresses", maxOnWord)
+		for range 20 {
+			time.Sleep(time.Second)
+			s.quarantine(nil)
+			lie("a")
+			want("again and again", maxOnWord)
+		}
+		lie("b")
+		want("of another node", 2*maxOnWord)
+		s.quarantine(nil)
+		time.Sleep(ipam.QuarantineTime)
+		s.quarantine(nil)
+		want("in the end", 0)
+		if len(s.reports) > 0 {
+			t.Errorf("still remembered: %v", s.reports)
+		}
+	})
+}
+
 // TestQuarantineEnds: the controller wakes for the end of a quarantine though nothing happens, and for nothing else.
 func TestQuarantineEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &services{memory: newMemory(), log: slog.New(slog.DiscardHandler)}
-		p := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}
-		p.Spec.Addresses = []v1beta1.AddressRange{"192.0.2.0/30"}
-		s.table.SetPools(setOf([]v1beta1.IPAddressPool{*p}), time.Now())
-		step := func(what string, heard map[netip.Addr]string, again time.Duration, listed string) {
+		s := quarantines(t, 0)
+		for n, addr := range []string{"192.0.2.1", "192.0.2.2"} { // they keep what they ask for
+			s.table.Assign(ipam.Request{
+				Service: key{Namespace: "default", Name: fmt.Sprint("s", n)}, Families: []pool.Family{pool.IPv4}, Addresses: []netip.Addr{netip.MustParseAddr(addr)},
+			}, time.Now())
+		}
+		step := func(what string, again time.Duration, listed string, claims ...claim) {
 			t.Helper()
-			if got := s.quarantine(heard); got != again {
+			if got := s.quarantine(claims); got != again {
 				t.Errorf("%s: to be called again in %s, want %s", what, got, again)
 			}
 			if quarantined := s.usage()["lan"].Quarantined; fmt.Sprint(quarantined) != listed {
 				t.Errorf("%s: quarantined %s, want %s", what, quarantined, listed)
 			}
 		}
-		x, y := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
-		step("nothing", nil, 0, "[]")
-		step("a stranger", map[netip.Addr]string{x: "02:00:00:00:00:99"}, 0, "[192.0.2.1]")
-		step("another", map[netip.Addr]string{x: "", y: ""}, 0, "[192.0.2.1 192.0.2.2]")
-		step("one is gone", map[netip.Addr]string{y: ""}, ipam.QuarantineTime, "[192.0.2.1 192.0.2.2]")
+		x, y := claim{node: "a", addr: netip.MustParseAddr("192.0.2.1")}, claim{node: "a", addr: netip.MustParseAddr("192.0.2.2")}
+		step("nothing", 0, "[]")
+		step("a foreign host", 0, "[192.0.2.1]", x)
+		step("another", 0, "[192.0.2.1 192.0.2.2]", x, y)
+		step("one is gone", ipam.QuarantineTime, "[192.0.2.1 192.0.2.2]", y)
 		time.Sleep(4 * time.Minute)
-		step("the other is gone", nil, ipam.QuarantineTime-4*time.Minute, "[192.0.2.1 192.0.2.2]")
+		step("the other is gone", ipam.QuarantineTime-4*time.Minute, "[192.0.2.1 192.0.2.2]")
 		time.Sleep(ipam.QuarantineTime - 4*time.Minute)
-		step("the first end", nil, 4*time.Minute, "[192.0.2.2]")
-		step("the other is back", map[netip.Addr]string{y: ""}, 0, "[192.0.2.2]")
-		step("and gone", nil, ipam.QuarantineTime, "[192.0.2.2]")
+		step("the first end", 4*time.Minute, "[192.0.2.2]")
+		step("the other is back", 0, "[192.0.2.2]", y)
+		step("and gone", ipam.QuarantineTime, "[192.0.2.2]")
 		time.Sleep(ipam.QuarantineTime)
-		step("the last end", nil, 0, "[]")
+		step("the last end", 0, "[]")
 	})
 }
 

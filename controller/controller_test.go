@@ -117,6 +117,7 @@ func (a *api) clear() {
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.IPAddressPool{}))
 	a.ok(a.DeleteAllOf(ctx, &corev1.Node{}))
 	a.ok(a.DeleteAllOf(ctx, &v1beta1.Speaker{}))
+	a.ok(a.DeleteAllOf(ctx, &v1beta1.L2Advertisement{}))
 	a.ok(client.IgnoreNotFound(a.Delete(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: lab.Namespace, Name: v1beta1.LeaseName}})))
 }
 
@@ -975,13 +976,14 @@ func TestNamespaceLabels(t *testing.T) {
 func TestQuarantine(t *testing.T) {
 	a := newAPI(t)
 	a.pool("lan", nil, "203.0.113.0/30")
+	a.ok(a.Create(t.Context(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "lan"}}))
+	a.ok(a.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}))
 	first := a.run("one")
 	a.service("web", nil)
 	a.wants("web", "Allocated", []string{"203.0.113.0"})
 	a.service("asks", func(s *corev1.Service) { s.Annotations[v1beta1.AnnotationAddresses] = "203.0.113.1" })
 	a.wants("asks", "Allocated", []string{"203.0.113.1"})
 
-	a.ok(a.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}))
 	speaker := &v1beta1.Speaker{ObjectMeta: metav1.ObjectMeta{Name: "node1"}}
 	a.ok(a.Create(t.Context(), speaker))
 	report := func(addrs ...string) {

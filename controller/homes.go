@@ -16,9 +16,9 @@ import (
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
-// homes is where addresses would be announced on the local network, with every speaker alive: what balances the load of
-// the nodes is the choice of the address.
-func homes(ctx context.Context, c client.Reader, pools []v1beta1.IPAddressPool, set *pool.Set) (ipam.Homes, error) {
+// planOf is the cluster as the plan of the local network sees it, with every speaker alive; nil when no L2Advertisement
+// announces anything.
+func planOf(ctx context.Context, c client.Reader, pools []v1beta1.IPAddressPool, set *pool.Set) (*announce.View, error) {
 	var ads v1beta1.L2AdvertisementList
 	var nodes corev1.NodeList
 	if err := c.List(ctx, &ads); err != nil {
@@ -47,13 +47,19 @@ func homes(ctx context.Context, c client.Reader, pools []v1beta1.IPAddressPool, 
 	for i := range nodes.Items {
 		view.Nodes[nodes.Items[i].Name] = snapshot.NodeOf(&nodes.Items[i])
 	}
-	return homesIn(view), nil
+	return view, nil
 }
 
-// homesIn are the homes in a view. Services without endpoints count as being everywhere: they may come to be there.
-func homesIn(view *announce.View) ipam.Homes {
-	return func(r *ipam.Request, a netip.Addr) string {
-		svc := announce.Service{Namespace: r.Service.Namespace, Name: r.Service.Name, Labels: r.Labels}
-		return view.First(a, []announce.Claim{{Service: &svc, Type: v1beta1.AddressLoadBalancerIP}})
+// homesIn are the homes in a plan: what balances the load of the nodes is the choice of the address.
+func homesIn(plan *announce.View) ipam.Homes {
+	if plan == nil {
+		return nil
 	}
+	return func(r *ipam.Request, a netip.Addr) string { return plan.First(a, claimsOf(r)) }
+}
+
+// claimsOf is what a Service claims. Without endpoints it counts as being everywhere: they may come to be there.
+func claimsOf(r *ipam.Request) []announce.Claim {
+	svc := announce.Service{Namespace: r.Service.Namespace, Name: r.Service.Name, Labels: r.Labels}
+	return []announce.Claim{{Service: &svc, Type: v1beta1.AddressLoadBalancerIP}}
 }

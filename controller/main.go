@@ -170,6 +170,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("conditions: %w", err)
 	}
+	conds.found = svcs.isAnnounced
 	synced := make(chan struct{})
 	err = errors.Join(
 		mgr.AddHealthzCheck("alive", healthz.Ping),

@@ -211,23 +211,23 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	p.moved = false
 	p.mu.Unlock()
 	if moved {
-		h, err := homes(ctx, p.client, list.Items, set)
+		plan, err := planOf(ctx, p.client, list.Items, set)
 		if err != nil {
 			p.move()
 			return reconcile.Result{}, err
 		}
-		p.services.setHomes(h)
+		p.services.setPlan(plan)
 	}
 	if changed {
 		p.services.setPools(set)
 		p.log.Info("pools changed", "pools", names)
 	}
 
-	contested, err := heard(ctx, p.client)
+	claims, err := heard(ctx, p.client)
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	again := reconcile.Result{RequeueAfter: p.services.quarantine(contested)}
+	again := reconcile.Result{RequeueAfter: p.services.quarantine(claims)}
 	usage := p.services.usage()
 	for i := range list.Items {
 		o := &list.Items[i]

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
@@ -17,15 +18,21 @@ import (
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
-// contested is the addresses that foreign hosts on the local network use, and who they are, as the live speakers say that
-// could not announce them for the first time.
-//
-// An address that any speaker answers for, or did when it wrote last, has been announced: whoever claims it came later,
-// or is a fellow that the reporting speaker does not know, having lost touch with it. Services keep such addresses. Nor
-// is a node a stranger, though another one may not know it yet.
-func contested(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) map[netip.Addr]string {
-	alive, out := snapshot.Living(speakers, notReady), map[netip.Addr]string{}
-	nodes := map[string]bool{} // by hardware address
+// maxOnWord is how many addresses are in quarantine at once on the word of one node. It is more than a node comes upon by
+// accident, and less than a node that was broken into needs to empty a pool.
+const maxOnWord = 16
+
+// claim is what a speaker says that it heard before it announced an address for the first time.
+type claim struct {
+	node string
+	addr netip.Addr
+	by   string // for administrators
+}
+
+// claimsIn are the claims of foreign hosts that the live speakers say that they heard before first use, in a fixed order.
+// A node is no foreign host, though another one may not know it yet.
+func claimsIn(speakers map[string]*v1beta1.Speaker, notReady func(node string) bool) (out []claim) {
+	alive, nodes := snapshot.Living(speakers, notReady), map[string]bool{} // by hardware address
 	for _, sp := range speakers {
 		for _, mac := range sp.Status.HardwareAddresses {
 			nodes[mac] = true
@@ -36,41 +43,100 @@ func contested(speakers map[string]*v1beta1.Speaker, notReady func(node string) 
 			continue
 		}
 		for _, c := range speakers[name].Status.Conflicts {
-			addr, err := netip.ParseAddr(c.Address)
-			if _, known := out[addr]; err == nil && c.BeforeUse && !known && !nodes[c.HardwareAddress] {
-				out[addr] = fmt.Sprintf("%s (heard on %s of node %s)", c.HardwareAddress, c.Interface, name)
-			}
-		}
-	}
-	if len(out) == 0 {
-		return out
-	}
-	for _, sp := range speakers {
-		for text := range answered(sp) {
-			if addr, err := netip.ParseAddr(text); err == nil {
-				delete(out, addr)
+			if addr, err := netip.ParseAddr(c.Address); err == nil && c.BeforeUse && !nodes[c.HardwareAddress] {
+				out = append(out, claim{name, addr, fmt.Sprintf("%s (heard on %s of node %s)", c.HardwareAddress, c.Interface, name)})
 			}
 		}
 	}
 	return out
 }
 
-// answered are the addresses that a speaker names as answered for.
-func answered(sp *v1beta1.Speaker) map[string]bool {
-	out := map[string]bool{}
-	if l := sp.Status.Layer2; l != nil {
-		for _, a := range l.Latest {
-			out[a] = true
-		}
-		for _, a := range l.Besides {
-			out[a.Address] = true
-		}
+// wasAnnounced says of a Service that a controller before this one gave its addresses whether they may have been announced:
+// that is known while they are, and supposed when it had the time.
+func wasAnnounced(svc *corev1.Service, now time.Time) bool {
+	if meta.IsStatusConditionTrue(svc.Status.Conditions, v1beta1.ConditionAnnounced) {
+		return true
 	}
-	return out
+	c := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated)
+	return c != nil && now.Sub(c.LastTransitionTime.Time) > ipam.QuarantineTime
 }
 
-// heard is what contested says of the speakers in the cache.
-func heard(ctx context.Context, c client.Reader) (map[netip.Addr]string, error) {
+// isAnnounced takes in that an address of a Service is announced. Whoever claims it from then on came later, or is a node
+// of which the reporting speaker has lost touch: the Service keeps it.
+func (s *services) isAnnounced(addr netip.Addr, of key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.announced[addr] = of
+}
+
+// counts says whether an address goes into quarantine for a claim. The node has to be one that may announce it by plan, and
+// the Services that have it must not have been announced with it. s.mu must be held.
+func (s *services) counts(c claim) bool {
+	holders := s.table.Holders(c.addr)
+	may := false
+	for _, r := range holders {
+		if s.announced[c.addr] == r.Service {
+			return false
+		}
+		may = may || s.plan != nil && s.plan.May(c.addr, claimsOf(r), c.node)
+	}
+	return may
+}
+
+// weigh is the addresses that go into quarantine for claims, or stay in it, and who uses them. A node has a word on
+// maxOnWord addresses at once; it is to be asked again at a time when more claims count by then, zero: never. s.mu must be
+// held.
+func (s *services) weigh(claims []claim, now time.Time) (heard map[netip.Addr]string, again time.Time) {
+	heard = map[netip.Addr]string{}
+	silent := map[string]map[netip.Addr]bool{}
+	for node, on := range s.reports {
+		silent[node] = map[netip.Addr]bool{}
+		for a, since := range on {
+			if silent[node][a] = true; !since.IsZero() && now.Sub(since) >= ipam.QuarantineTime {
+				delete(on, a)
+			}
+		}
+	}
+	refused := map[string]bool{}
+	for _, c := range claims {
+		on := s.reports[c.node]
+		if !s.counts(c) {
+			continue
+		}
+		if _, old := on[c.addr]; !old && len(on) >= maxOnWord {
+			refused[c.node] = true
+			continue
+		}
+		if on == nil {
+			on = map[netip.Addr]time.Time{}
+			s.reports[c.node] = on
+		}
+		on[c.addr] = time.Time{}
+		delete(silent[c.node], c.addr)
+		if heard[c.addr] == "" {
+			heard[c.addr] = c.by
+		}
+	}
+	for node, on := range s.reports {
+		for a := range silent[node] {
+			if since, is := on[a]; is && since.IsZero() {
+				on[a] = now
+			}
+		}
+		for _, since := range on {
+			if ends := since.Add(ipam.QuarantineTime); refused[node] && !since.IsZero() && (again.IsZero() || ends.Before(again)) {
+				again = ends
+			}
+		}
+		if len(on) == 0 {
+			delete(s.reports, node)
+		}
+	}
+	return heard, again
+}
+
+// heard is what claimsIn says of the speakers in the cache.
+func heard(ctx context.Context, c client.Reader) ([]claim, error) {
 	var list v1beta1.SpeakerList
 	if err := c.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list Speakers: %w", err)
@@ -83,7 +149,7 @@ func heard(ctx context.Context, c client.Reader) (map[netip.Addr]string, error) 
 	if err := c.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
 		return nil, fmt.Errorf("list Nodes: %w", err)
 	}
-	return contested(speakers, func(node string) bool {
+	return claimsIn(speakers, func(node string) bool {
 		return slices.ContainsFunc(nodes.Items, func(n corev1.Node) bool { return n.Name == node && snapshot.NotReady(&n) })
 	}), nil
 }
@@ -121,8 +187,7 @@ func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr
 	return quarantined, rests, nil
 }
 
-// sameReports says whether two statuses of a speaker are alike in what contested reads, but for the addresses that it
-// answers for: those change often, and alone never make an address contested.
+// sameReports says whether two statuses of a speaker are alike in what claimsIn reads.
 func sameReports(a, b *v1beta1.Speaker) bool {
 	return slices.Equal(a.Status.Missing, b.Status.Missing) && a.Status.MissingMore == b.Status.MissingMore && slices.Equal(a.Status.HardwareAddresses, b.Status.HardwareAddresses) && slices.EqualFunc(a.Status.Conflicts, b.Status.Conflicts, sameConflict)
 }
@@ -131,14 +196,14 @@ func sameConflict(a, b v1beta1.AddressConflict) bool {
 	return a.Address == b.Address && a.HardwareAddress == b.HardwareAddress && a.Interface == b.Interface && a.BeforeUse == b.BeforeUse
 }
 
-// quarantine takes in which addresses foreign hosts are heard to use, and by whom, and ends the rests that are over. The
-// Services that this concerns are looked at. It returns when it has to be called again though nothing new is heard; 0:
-// never.
-func (s *services) quarantine(heard map[netip.Addr]string) (again time.Duration) {
+// quarantine takes in what speakers heard before first use, all of it, and ends the rests that are over. The Services that
+// this concerns are looked at. It returns when it has to be called again though nothing new is heard; 0: never.
+func (s *services) quarantine(claims []claim) (again time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
 	s.table.Expire(now)
+	heard, more := s.weigh(claims, now)
 	began, ended := s.table.Quarantine(only(heard), now)
 	for _, a := range began {
 		s.log.Warn("address is in quarantine", "address", a, "used by", heard[a])
@@ -147,7 +212,7 @@ func (s *services) quarantine(heard map[netip.Addr]string) (again time.Duration)
 		s.log.Info("quarantine is over", "address", a)
 	}
 	s.enqueue()
-	for _, at := range []time.Time{s.table.QuarantineEnds(), s.table.NextExpiry()} {
+	for _, at := range []time.Time{s.table.QuarantineEnds(), s.table.NextExpiry(), more} {
 		if wait := max(at.Sub(now), time.Millisecond); !at.IsZero() && (again == 0 || wait < again) {
 			again = wait
 		}

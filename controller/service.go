@@ -34,6 +34,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/pool"
 	"github.com/clarionlb/clarion/internal/text"
 )
@@ -79,14 +80,20 @@ type services struct {
 
 // memory is what a controller knows while it leads, and forgets when it no longer does: another one writes then.
 type memory struct {
-	table    *ipam.Table
-	versions map[key]string   // resourceVersion of each Service as this controller last read or wrote it itself
-	failures map[key]failure  // of the last write
-	contests map[key]*contest // Services whose addresses somebody else rewrites
+	table     *ipam.Table
+	plan      *announce.View                      // of the local network, by which the table chooses; nil: none
+	versions  map[key]string                      // resourceVersion of each Service as this controller last read or wrote it itself
+	failures  map[key]failure                     // of the last write
+	contests  map[key]*contest                    // Services whose addresses somebody else rewrites
+	announced map[netip.Addr]key                  // addresses that were announced, and for which Service last
+	reports   map[string]map[netip.Addr]time.Time // by node: the addresses that are in quarantine on its word, and since when it is silent
 }
 
 func newMemory() memory {
-	return memory{ipam.NewTable(), map[key]string{}, map[key]failure{}, map[key]*contest{}}
+	return memory{
+		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{}, contests: map[key]*contest{},
+		announced: map[netip.Addr]key{}, reports: map[string]map[netip.Addr]time.Time{},
+	}
 }
 
 // failure is a status that could not be written.
@@ -199,15 +206,11 @@ func (s *services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	prefer, err := homes(ctx, s.client, list.Items, set)
+	plan, err := planOf(ctx, s.client, list.Items, set)
 	if err != nil {
 		return err
 	}
 	past, rests, err := listed(ctx, s.live)
-	if err != nil {
-		return err
-	}
-	present, err := heard(ctx, s.client)
 	if err != nil {
 		return err
 	}
@@ -235,6 +238,11 @@ func (s *services) load(ctx context.Context) error {
 				r.Problem = err.Error() // it keeps what it has
 			}
 			versions[r.Service] = svc.ResourceVersion
+			if wasAnnounced(svc, start) {
+				for _, a := range r.Current {
+					s.announced[a] = r.Service
+				}
+			}
 			reqs = append(reqs, r)
 		}
 		if token = page.Continue; token == "" {
@@ -255,10 +263,10 @@ func (s *services) load(ctx context.Context) error {
 	}
 	now := time.Now()
 	s.table.SetPools(set, now)
-	s.table.SetHomes(prefer)
+	s.plan = plan
+	s.table.SetHomes(homesIn(plan))
 	s.table.Remember(rests, now)
-	s.table.Quarantine(past, now)
-	s.table.Quarantine(only(present), now)
+	s.table.Quarantine(past, now) // pools.Reconcile says what is heard now
 	s.table.Load(reqs, now)
 	s.table.Dirty() // every Service is looked at now anyway
 	s.versions = versions
@@ -285,11 +293,12 @@ func (s *services) setPools(set *pool.Set) {
 	s.follow()
 }
 
-// setHomes gives the Table what it chooses addresses by.
-func (s *services) setHomes(h ipam.Homes) {
+// setPlan gives the Table what it chooses addresses by.
+func (s *services) setPlan(plan *announce.View) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.table.SetHomes(h)
+	s.plan = plan
+	s.table.SetHomes(homesIn(plan))
 }
 
 // usage is how full each pool is. A standby does not know.
@@ -589,6 +598,7 @@ func (s *services) gone(ctx context.Context, k key) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.table.Release(k, time.Now())
+	maps.DeleteFunc(s.announced, func(_ netip.Addr, of key) bool { return of == k })
 	delete(s.versions, k)
 	delete(s.failures, k)
 	delete(s.contests, k)

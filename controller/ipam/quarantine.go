@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/clarionlb/clarion/internal/pool"
 )
 
 // QuarantineTime is how long an address stays in quarantine after the foreign host that uses it was last heard.
@@ -14,7 +16,7 @@ const QuarantineTime = 10 * time.Minute
 // that began its quarantine get another, the oldest first; those whose result changed are in Dirty. What began and what
 // ended is returned, sorted.
 //
-// Before Load, what was in quarantine when the Table's predecessor ended is said to be heard once, and then what is: no
+// Before Load, what was in quarantine when the Table's predecessor ended is said to be heard once, and after it what is: no
 // address gets out earlier for a restart.
 func (t *Table) Quarantine(heard map[netip.Addr]bool, now time.Time) (began, ended []netip.Addr) {
 	for a, ends := range t.banned {
@@ -82,6 +84,17 @@ func (t *Table) QuarantineEnds() time.Time {
 		}
 	}
 	return first
+}
+
+// Holders are the requests of the Services that were given a. They must not be changed.
+func (t *Table) Holders(a netip.Addr) (out []*Request) {
+	ten, used := t.tenants[a]
+	for n := 0; used && n < ten.len(); n++ {
+		if s := &t.services[ten.at(n)]; s.have[pool.FamilyOf(a)].addr == a {
+			out = append(out, &s.req)
+		}
+	}
+	return out
 }
 
 // quarantined says whether nobody may be given a.

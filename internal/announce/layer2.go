@@ -158,6 +158,19 @@ func (v *View) First(addr netip.Addr, claims []Claim) string {
 	return v.nodes[first].Name
 }
 
+// May says whether a node is one of those of which First is the first.
+func (v *View) May(addr netip.Addr, claims []Claim, node string) bool {
+	v.prepare()
+	p, _ := v.placesOf(addr, claims)
+	me, known := v.index[node]
+	if p == nil || !known || !p.of[me].serves {
+		return false
+	}
+	any, mine := false, false
+	v.each(addr, claims, func(i int) { any, mine = any || p.of[i].serves, mine || i == me })
+	return mine || !any
+}
+
 // Better are the nodes that have a better right to an address than a node has, sorted: when one of them is heard to
 // claim it, the node has to yield, and any other has to yield to the node.
 //
