@@ -8,7 +8,10 @@ import (
 	"hash/maphash"
 	"io"
 	"slices"
+	"strings"
 	"sync/atomic"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 )
@@ -71,10 +74,16 @@ func (n *Notification) Error() string {
 	return s
 }
 
-// Text is the Shutdown Communication of an Administrative Shutdown or Reset (RFC 9003 section 2), "" for none.
+// Text is the Shutdown Communication of an Administrative Shutdown or Reset (RFC 9003 section 2), "" for none. What cannot be
+// printed is shown as "?": escaped it could be four times as long, and the API server refuses long events.
 func (n *Notification) Text() string {
 	if n.Code == bgp.BGP_ERROR_CEASE && (n.Subcode == 2 || n.Subcode == 4) && len(n.Data) > 0 && int(n.Data[0]) < len(n.Data) {
-		return string(n.Data[1 : 1+int(n.Data[0])])
+		return strings.Map(func(r rune) rune {
+			if r == utf8.RuneError || !unicode.IsPrint(r) {
+				return '?'
+			}
+			return r
+		}, string(n.Data[1:1+int(n.Data[0])]))
 	}
 	return ""
 }

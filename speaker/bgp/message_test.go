@@ -60,6 +60,7 @@ func TestNotifications(t *testing.T) {
 	}{
 		{message(3, 6, 2), "received NOTIFICATION 6/2 (cease, administrative shutdown)"},
 		{message(3, 6, 2, 2, 'h', 'i'), `received NOTIFICATION 6/2 (cease, administrative shutdown): "hi"`},
+		{message(3, append([]byte{6, 2, 255}, bytes.Repeat([]byte{0xff, 0x00, 0x1b}, 85)...)...), `received NOTIFICATION 6/2 (cease, administrative shutdown): "` + strings.Repeat("?", 255) + `"`},
 		{message(3, 6, 4, 9, 'h', 'i'), "received NOTIFICATION 6/4 (cease, administrative reset)"},
 		{message(3, 2, 2), "received NOTIFICATION 2/2 (OPEN message error, bad peer AS)"},
 		{message(3, 2, 8), "received NOTIFICATION 2/8 (OPEN message error)"},
