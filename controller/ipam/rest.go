@@ -21,11 +21,22 @@ type Rest struct {
 func (t *Table) Remember(rests []Rest, now time.Time) {
 	for _, r := range rests {
 		sp := t.space(r.Addr)
+		if sp != nil {
+			r = sp.atMost(r, now)
+		}
 		if _, rests := t.resting[r.Addr]; sp != nil && !rests && now.Before(r.Until) && t.assignable(sp.pool, r.Addr) && !t.quarantined(r.Addr) {
 			sp.take(r.Addr)
 			t.rest(r)
 		}
 	}
+}
+
+// atMost is a rest no longer than the pool says now: its reuseDelay was longer once, or a clock was ahead.
+func (s *space) atMost(r Rest, now time.Time) Rest {
+	if most := now.Add(s.pool.ReuseDelay); r.Until.After(most) {
+		r.Until = most
+	}
+	return r
 }
 
 // rest lets an address rest that is neither free nor anybody's.

@@ -177,12 +177,16 @@ func (t *Table) SetPools(set *pool.Set, now time.Time) {
 	}
 	for a, r := range t.resting {
 		s := t.space(a)
-		if s == nil || !t.assignable(s.pool, a) {
+		if s != nil {
+			r = s.atMost(r, now)
+		}
+		if s == nil || !t.assignable(s.pool, a) || !now.Before(r.Until) {
 			t.forget(r)
 			continue
 		}
 		s.take(a)
 		s.rest.ReplaceOrInsert(r)
+		t.resting[a] = r
 	}
 	for a := range t.banned {
 		if s := t.space(a); s != nil {
