@@ -130,6 +130,7 @@ func setupServices(mgr manager.Manager, cl class, holds func() bool, n *counters
 			predicate.TypedFuncs[*corev1.Service]{
 				CreateFunc: func(e event.TypedCreateEvent[*corev1.Service]) bool { return s.seen(e.Object) },
 				UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Service]) bool { return s.seen(e.ObjectNew) },
+				DeleteFunc: func(e event.TypedDeleteEvent[*corev1.Service]) bool { return s.unseen(e.Object) },
 			})),
 		c.Watch(source.Kind(mgr.GetCache(), &corev1.Namespace{},
 			handler.TypedEnqueueRequestsFromMapFunc(s.inNamespace),
@@ -159,6 +160,14 @@ func (s *services) seen(svc *corev1.Service) bool {
 		}
 		s.born[k] = created
 	}
+	return true
+}
+
+// unseen forgets what seen noted: a standby looks at no Service again.
+func (s *services) unseen(svc *corev1.Service) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.born, client.ObjectKeyFromObject(svc))
 	return true
 }
 
@@ -602,7 +611,6 @@ func (s *services) gone(ctx context.Context, k key) error {
 	delete(s.versions, k)
 	delete(s.failures, k)
 	delete(s.contests, k)
-	delete(s.born, k)
 	s.follow()
 	s.log.Info("released", "service", k.String(), "deleted", true)
 	return nil

@@ -172,3 +172,22 @@ func TestTellClass(t *testing.T) {
 		}
 	})
 }
+
+// TestSeenForgets: a standby remembers nothing of Services that waited and are gone.
+func TestSeenForgets(t *testing.T) {
+	c := fake.NewClientBuilder().Build()
+	s := newServices(t, c, c)
+	defer s.queue.ShutDown()
+	s.leads = false
+	for range 3 {
+		svc := newService("web")
+		svc.Spec.Type = corev1.ServiceTypeLoadBalancer
+		s.seen(svc)
+		if len(s.born) != 1 {
+			t.Fatalf("waiting: %v", s.born)
+		}
+		if !s.unseen(svc) || len(s.born) > 0 {
+			t.Errorf("still waiting: %v", s.born)
+		}
+	}
+}
