@@ -229,6 +229,13 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 		acd:      layer2.Probe{Count: o.acdProbes, Interval: layer2.DefaultProbe().Interval},
 		holddown: holddown.New[netip.Addr](o.holddown, holddownMax),
 	}
+	if o.proxyHealthURL != "" {
+		config.asks = func(ctx context.Context, at netip.AddrPort) bool {
+			ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+			defer cancel()
+			return askProxy("http://" + at.String() + "/healthz")(ctx)
+		}
+	}
 	if o.guard {
 		config.guard = s.guard
 	} else {

@@ -51,7 +51,10 @@ type reconciler struct {
 	addrs    []netip.Addr             // the Node's when it last had some
 	id       netip.Addr               // the router ID where none is configured
 
-	woken  atomic.Int64 // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
+	woken atomic.Int64      // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
+	first bool              // nothing was known before this step
+	asked map[uint16]*asked // by port; see ready
+
 	caused atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
 	rights sync.Map     // of each of duties
 }
@@ -67,7 +70,8 @@ type reconcilerConfig struct {
 		Status() layer2.Status
 	}
 	bgp       interface{ Set([]bgp.Session) }
-	guard     interface{ Set(guard.Want) } // nil: nothing is guarded
+	asks      func(context.Context, netip.AddrPort) bool // whether the Service proxy serves a Service, by its health check; nil: it is not asked
+	guard     interface{ Set(guard.Want) }               // nil: nothing is guarded
 	events    events.EventRecorder
 	changed   func()                    // called after every step that changed something that the status shows
 	named     func(interfaces []string) // called with the interfaces that L2Advertisements name, whenever they may have changed
@@ -80,7 +84,7 @@ func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
 		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{},
 		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
-		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, tables: newTables(),
+		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, asked: map[uint16]*asked{}, tables: newTables(),
 	}
 }
 
@@ -213,6 +217,7 @@ func (r *reconciler) step(now time.Time) {
 		s.SetDrained(r.node, true)
 	}
 	first := s.View().Config == nil
+	r.first = first
 	changes := s.Changes()
 	r.note(changes.Addrs, first)
 	if changes.All {

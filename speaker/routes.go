@@ -30,6 +30,12 @@ const weightInterval = 500 * time.Millisecond
 // decideBGP says whether what this node announces to its peers for an address has changed.
 func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now time.Time) bool {
 	exports := r.snapshot.View().ForBGP(r.node, addr, claims).Exports
+	switch {
+	case len(exports) == 0:
+		r.forgetReady(claims)
+	case len(r.exports[addr]) == 0 && !r.ready(addr, claims):
+		exports = nil
+	}
 	pass, retry := r.holddown.Filter(now, addr, len(exports) > 0)
 	delete(r.heldDown, addr)
 	if !pass {

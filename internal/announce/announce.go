@@ -62,6 +62,9 @@ type Service struct {
 	Labels          labels.Set
 	// LocalExternal and LocalInternal are its traffic policies (externalTrafficPolicy, internalTrafficPolicy: Local).
 	LocalExternal, LocalInternal bool
+	// HealthPort is where every node's Service proxy says whether it serves the Service from endpoints of its own
+	// (healthCheckNodePort), 0 for none.
+	HealthPort uint16
 	// Endpoints4 and Endpoints6 are its endpoints of each family.
 	Endpoints4, Endpoints6 Endpoints
 }
@@ -130,6 +133,24 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// ends says whether all endpoints that a node has for a claim with policy Local terminate while others are ready. The
+// Service proxy serves from them still (KEP-1669), until traffic goes where the others are.
+func (n *Node) ends(addr netip.Addr, claims []Claim) bool {
+	if n.Excluded != "" {
+		return false
+	}
+	for _, c := range claims {
+		e := c.Service.Endpoints4
+		if addr.Is6() {
+			e = c.Service.Endpoints6
+		}
+		if c.local() && len(e.Ready) > 0 && e.Ready[n.Name] == 0 && e.Terminating[n.Name] > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // cannot says why a node cannot serve any of the claims on an address; "" when it can serve one.

@@ -53,7 +53,12 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 			continue
 		}
 		d.Advertised = true
-		if why := v.mayExport(me, i, func() string { return me.cannot(addr, mine) }, func() bool { return v.othersServe(me, i, addr, mine) }); why != "" {
+		cannot := me.cannot(addr, mine)
+		ends := cannot != "" && me.ends(addr, mine)
+		if ends {
+			cannot = ""
+		}
+		if why := v.mayExport(me, i, func() string { return cannot }, func() bool { return v.othersServe(me, i, addr, mine) }); why != "" {
 			d.Why = why
 			continue
 		}
@@ -61,7 +66,7 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 		if ad.Weighted {
 			attrs.Bandwidth = bandwidth(node, addr, mine)
 		}
-		byPeer = v.export(byPeer, me, ad, v.prefix(ad, addr, mine), me.lastChoice(attrs), &d.Why)
+		byPeer = v.export(byPeer, me, ad, v.prefix(ad, addr, mine), lastChoice(attrs, me.Draining || ends), &d.Why)
 	}
 	d.Exports = merge(byPeer)
 	if len(d.Exports) > 0 {
@@ -100,7 +105,7 @@ func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType)
 			d.Why = why
 			continue
 		}
-		byPeer = v.export(byPeer, me, ad, prefix, me.lastChoice(ad.Attrs), &d.Why)
+		byPeer = v.export(byPeer, me, ad, prefix, lastChoice(ad.Attrs, me.Draining), &d.Why)
 	}
 	d.Exports = merge(byPeer)
 	if len(d.Exports) > 0 {
@@ -228,9 +233,10 @@ func (n *Node) sends(ad *config.BGPAdvertisement, to *config.Peer) bool {
 	return ad.Peers.Has(to.Name) && to.Nodes.Match(n.Labels)
 }
 
-// lastChoice are the attributes of a draining node's routes: routers use them only where there are no others.
-func (n *Node) lastChoice(a route.Attrs) route.Attrs {
-	if !n.Draining {
+// lastChoice are the attributes of the routes of a node that is about to go, if it is: routers use them only where there
+// are no others.
+func lastChoice(a route.Attrs, going bool) route.Attrs {
+	if !going {
 		return a
 	}
 	most := uint32(math.MaxUint32)

@@ -338,6 +338,7 @@ func (s *Snapshot) service(key string, svc *corev1.Service) {
 	}
 	next := &announce.Service{
 		Namespace: svc.Namespace, Name: svc.Name, Labels: svc.Labels,
+		HealthPort:    uint16(svc.Spec.HealthCheckNodePort),
 		LocalExternal: svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		LocalInternal: svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}

@@ -202,7 +202,7 @@ func Trim(o any) (any, error) {
 		o.ObjectMeta = identity(o.ObjectMeta)
 		o.Spec = corev1.ServiceSpec{
 			Type: o.Spec.Type, ClusterIP: o.Spec.ClusterIP, ClusterIPs: o.Spec.ClusterIPs, ExternalIPs: o.Spec.ExternalIPs,
-			ExternalTrafficPolicy: o.Spec.ExternalTrafficPolicy, InternalTrafficPolicy: o.Spec.InternalTrafficPolicy,
+			ExternalTrafficPolicy: o.Spec.ExternalTrafficPolicy, InternalTrafficPolicy: o.Spec.InternalTrafficPolicy, HealthCheckNodePort: o.Spec.HealthCheckNodePort,
 		}
 		isOurs := ours(o)
 		if o.Status.Conditions = nil; isOurs {
