@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -737,9 +738,10 @@ func TestReady(t *testing.T) {
 func TestHangingWebhook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStore(t)
-		hangs := true
+		var hangs atomic.Bool
+		hangs.Store(true)
 		s.webhook = func(ctx context.Context, namespace string) error {
-			if namespace != "hanging" || !hangs {
+			if namespace != "hanging" || !hangs.Load() {
 				time.Sleep(time.Millisecond)
 				return nil
 			}
@@ -786,7 +788,7 @@ func TestHangingWebhook(t *testing.T) {
 		if n := said("hanging"); n != 0 {
 			t.Errorf("%d Services of the namespace that hangs know it", n)
 		}
-		hangs = false
+		hangs.Store(false)
 		time.Sleep(2 * retryMost)
 		if n := said("hanging"); n != 100 {
 			t.Errorf("%d of 100 Services of the namespace that hung know it", n)

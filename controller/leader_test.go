@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,10 +114,10 @@ func TestHandover(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				api := fake.NewClientset()
-				var away bool      // is the API server, from the first
-				var last time.Time // the first wrote
+				var away, never atomic.Bool        // is the API server, from the first
+				var last atomic.Pointer[time.Time] // the first wrote
 				leads := make(chan string, 10)
-				start := func(name string, fails *bool) (stop func()) {
+				start := func(name string, fails *atomic.Bool) (stop func()) {
 					ctx, cancel := context.WithCancel(t.Context())
 					l := newLease(api.CoordinationV1().Leases("here"), name, nil, tt.timing)
 					l.client = leaseClient{l.client, fails, &last}
@@ -135,19 +136,18 @@ func TestHandover(t *testing.T) {
 				if got := <-leads; got != "first" {
 					t.Fatal(got)
 				}
-				never := false
 				stopSecond := start("second", &never)
 				time.Sleep(time.Minute)
-				away = true
+				away.Store(true)
 				time.Sleep(tt.timing.deadline / 2)
-				away = false
+				away.Store(false)
 				time.Sleep(time.Minute)
 				if len(leads) > 0 {
 					t.Fatalf("%s though nothing lasted", <-leads)
 				}
 				from := time.Now()
-				if away = tt.killed; away {
-					from = last
+				if away.Store(tt.killed); tt.killed {
+					from = *last.Load()
 				} else {
 					stopFirst()
 				}
@@ -160,7 +160,7 @@ func TestHandover(t *testing.T) {
 					t.Errorf("the second leads after %s, want %s at most", took, tt.within)
 				}
 				stopSecond()
-				away = true
+				away.Store(true)
 				stopFirst()
 			})
 		})
@@ -172,16 +172,17 @@ type leaseInterface = coordinationv1client.LeaseInterface
 // leaseClient is a client for which the API server may be away.
 type leaseClient struct {
 	leaseInterface
-	away *bool
-	last *time.Time
+	away *atomic.Bool
+	last *atomic.Pointer[time.Time]
 }
 
 func (c leaseClient) Update(ctx context.Context, l *coordinationv1.Lease, o metav1.UpdateOptions) (*coordinationv1.Lease, error) {
-	if *c.away {
+	if c.away.Load() {
 		return nil, errors.New("away")
 	}
 	if *l.Spec.HolderIdentity == "first" {
-		*c.last = time.Now()
+		now := time.Now()
+		c.last.Store(&now)
 	}
 	return c.leaseInterface.Update(ctx, l, o)
 }
