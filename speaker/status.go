@@ -25,9 +25,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/digest"
+	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/internal/version"
 	"github.com/clarionlb/clarion/speaker/bgp"
@@ -304,7 +304,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 
 	for _, l := range s.layer2.Links() {
-		if !l.Excluded || cfg != nil && slices.ContainsFunc(cfg.L2, func(ad config.L2Advertisement) bool { return announce.MatchAny(ad.Interfaces, l.Name) }) {
+		if !l.Excluded || cfg != nil && slices.ContainsFunc(cfg.L2, func(ad config.L2Advertisement) bool { return interfaces.Match(ad.Interfaces, l.Name) }) {
 			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
 		}
 	}

@@ -4,8 +4,6 @@ import (
 	"encoding/binary"
 	"hash/fnv"
 	"net/netip"
-	"path"
-	"slices"
 )
 
 // mix spreads every bit of x over all bits of the result: the finalizer of splitmix64 (Steele, Lea and Flood, "Fast
@@ -30,12 +28,4 @@ func hashNode(name string) uint64 {
 func hashAddr(addr netip.Addr) uint64 {
 	b := addr.As16()
 	return mix(mix(binary.BigEndian.Uint64(b[:8])) + binary.BigEndian.Uint64(b[8:]))
-}
-
-// MatchAny says whether a name matches one of the names or shell patterns.
-func MatchAny(patterns []string, name string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool {
-		ok, err := path.Match(p, name)
-		return err == nil && ok || p == name
-	})
 }

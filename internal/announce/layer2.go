@@ -10,6 +10,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/interfaces"
 )
 
 // Layer2 is the decision about one address on the local network.
@@ -415,7 +416,7 @@ func (c *Candidate) links(n *Node) {
 	}
 	present, up := false, false
 	for _, l := range n.Links {
-		if len(c.Interfaces) == 0 && !l.Excluded || MatchAny(c.Interfaces, l.Name) {
+		if len(c.Interfaces) == 0 && !l.Excluded || interfaces.Match(c.Interfaces, l.Name) {
 			present, up = true, up || l.Up
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/digest"
+	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/text"
 )
 
@@ -400,7 +401,7 @@ func (b *Book) interfaces(node string, patterns []string) (out []string) {
 		return nil
 	}
 	for _, l := range n.Links {
-		if l.Up && (len(patterns) == 0 && !l.Excluded || announce.MatchAny(patterns, l.Name)) {
+		if l.Up && (len(patterns) == 0 && !l.Excluded || interfaces.Match(patterns, l.Name)) {
 			out = append(out, l.Name)
 		}
 	}
