@@ -232,7 +232,7 @@ func bigCluster(s *store, nodes, services int, routed, ready, answered bool) {
 	if answered {
 		for node, addrs := range ownersOf(names, has) {
 			sp := s.speaker(node)
-			sp.Status.Layer2 = answering(addrs...)
+			sp.Status.LocalNetwork = answering(addrs...)
 			s.set(sp)
 		}
 	}
@@ -291,19 +291,19 @@ func TestSpeakerChanges(t *testing.T) {
 			s.Sessions[0].PrefixesIPv4, s.Sessions[0].HoldTimeSeconds, s.Sessions[0].Since = 7, 9, &metav1.Time{}
 			s.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue}}
 		}, "[]"},
-		{"addresses that are answered for no more", func(s *v1beta1.SpeakerStatus) { s.Layer2 = answering() }, "[]"}, // not yet
+		{"addresses that are answered for no more", func(s *v1beta1.SpeakerStatus) { s.LocalNetwork = answering() }, "[]"}, // not yet
 		{"one that is not, and why", func(s *v1beta1.SpeakerStatus) {
-			s.Layer2 = answering()
-			s.Layer2.Unanswered = []v1beta1.AddressException{{Address: "198.18.0.1", Reason: "no carrier"}}
+			s.LocalNetwork = answering()
+			s.LocalNetwork.Unanswered = []v1beta1.AddressException{{Address: "198.18.0.1", Reason: "no carrier"}}
 		}, "[Service default/s0001]"},
 		{"one besides", func(s *v1beta1.SpeakerStatus) {
-			s.Layer2.Besides = []v1beta1.AddressException{{Address: "198.18.0.2"}}
+			s.LocalNetwork.Besides = []v1beta1.AddressException{{Address: "198.18.0.2"}}
 		}, "[Service default/s0002]"},
 		{"a conflict", func(s *v1beta1.SpeakerStatus) {
 			s.Conflicts = []v1beta1.AddressConflict{{Address: "198.18.0.1", HardwareAddress: "02:00:00:00:00:99", Interface: "eth0"}}
 		}, "[Service default/s0001]"},
 		{"nobody's address", func(s *v1beta1.SpeakerStatus) {
-			s.Layer2.Besides = []v1beta1.AddressException{{Address: "198.18.9.9"}}
+			s.LocalNetwork.Besides = []v1beta1.AddressException{{Address: "198.18.9.9"}}
 		}, "[]"},
 		{"a gate", func(s *v1beta1.SpeakerStatus) { s.Gate = "its Service proxy is not healthy" }, "its"},
 		{"a link", func(s *v1beta1.SpeakerStatus) { s.InterfacesDown = s.Interfaces }, "its"},

@@ -70,7 +70,7 @@ func (c *cluster) layer2Of(s *v1beta1.Speaker) string {
 	for _, addr := range c.book.AnsweredBy(s.Name) {
 		out = append(out, addr.String())
 	}
-	if l := s.Status.Layer2; l != nil && int(l.Answered) != len(out) {
+	if l := s.Status.LocalNetwork; l != nil && int(l.Answered) != len(out) {
 		return fmt.Sprintf("%d, of which not all are known", l.Answered)
 	}
 	return orNone(text.Few(out))

@@ -57,11 +57,16 @@ func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now tim
 	if slices.EqualFunc(exports, old, equalExport) {
 		return false
 	}
-	for _, e := range old {
-		r.digests[e.Peer] -= digest.Route(addr, e.Prefix)
+	sum := digest.Address(addr)
+	for i, e := range old {
+		if i == 0 || old[i-1].Peer != e.Peer {
+			r.digests[e.Peer] -= sum
+		}
 	}
-	for _, e := range exports {
-		r.digests[e.Peer] += digest.Route(addr, e.Prefix)
+	for i, e := range exports {
+		if i == 0 || exports[i-1].Peer != e.Peer {
+			r.digests[e.Peer] += sum
+		}
 	}
 	r.tables.note(old, exports)
 	return true

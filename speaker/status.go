@@ -290,7 +290,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	for _, a := range node.Addresses {
 		out.Addresses = append(out.Addresses, a.String())
 	}
-	out.Layer2 = s.layer2Status(answered, now, soon)
+	out.LocalNetwork = s.layer2Status(answered, now, soon)
 	out.HeldDown, out.HeldDownMore = some(slices.SortedFunc(maps.Keys(r.heldDown), netip.Addr.Compare), netip.Addr.String)
 	digests := maps.Clone(r.digests)
 	for _, p := range r.problems {
@@ -365,9 +365,6 @@ func (s *status) layer2Status(answered []layer2.AddressStatus, now time.Time, so
 		if !mine(a.Addr) {
 			besides = append(besides, a.Addr)
 		}
-	}
-	if len(r.duties) == 0 && len(latest) == 0 {
-		return nil
 	}
 	out.Answered, out.Digest = int32(len(latest)), sum.String()
 	slices.SortFunc(latest, func(a, b layer2.AddressStatus) int { return cmp.Or(b.Since.Compare(a.Since), a.Addr.Compare(b.Addr)) })

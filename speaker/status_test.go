@@ -52,7 +52,7 @@ var (
 	guarded = metav1.Condition{Type: v1beta1.ConditionGuarded, Status: metav1.ConditionTrue, Reason: "Guarded", Message: "by eth0"}
 	active  = v1beta1.SpeakerStatus{
 		Version: "v1", Addresses: []string{"192.0.2.11"}, HardwareAddresses: []string{"02:00:00:00:00:01"}, Interfaces: []string{"eth0"},
-		Missing: []string{"b"}, Layer2: &v1beta1.Layer2Status{Answered: 1, Digest: "4b8feb9364512928"},
+		Missing: []string{"b"}, LocalNetwork: &v1beta1.Layer2Status{Answered: 1, Digest: "4b8feb9364512928"},
 		Sessions:   []v1beta1.SessionStatus{{Peer: "tor", State: "Established", PrefixesIPv4: 3}},
 		Conditions: []metav1.Condition{ready, guarded},
 	}
@@ -71,7 +71,7 @@ func TestEndedSpeaker(t *testing.T) {
 	}
 	s.end()
 	got := read(t, c).Status
-	if len(got.Missing)+len(got.Sessions) > 0 || got.Layer2 != nil || len(got.Conditions) != 1 || got.Conditions[0].Reason != v1beta1.ReasonEnded {
+	if len(got.Missing)+len(got.Sessions) > 0 || got.LocalNetwork != nil || len(got.Conditions) != 1 || got.Conditions[0].Reason != v1beta1.ReasonEnded {
 		t.Errorf("ended: %+v", got)
 	}
 	if len(got.Addresses) != 1 || len(got.HardwareAddresses) != 1 {
@@ -123,7 +123,7 @@ func TestFiguresRest(t *testing.T) {
 	}{
 		{"more missing, which others name", edit(func(o *v1beta1.SpeakerStatus) { o.MissingMore = 3 }), 10 * time.Second},
 		{"another missing", edit(func(o *v1beta1.SpeakerStatus) { o.Missing = []string{"b", "c"} }), 0},
-		{"another address", edit(func(o *v1beta1.SpeakerStatus) { o.Layer2.Digest = "424506ed5b52990d" }), 0},
+		{"another address", edit(func(o *v1beta1.SpeakerStatus) { o.LocalNetwork.Digest = "424506ed5b52990d" }), 0},
 		{"other prefixes", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].Digest = "424506ed5b52990d" }), 10 * time.Second},
 		{"more prefixes", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4 = 4 }), 10 * time.Second},
 		{"no prefix any more", edit(func(o *v1beta1.SpeakerStatus) { o.Sessions[0].PrefixesIPv4 = 0 }), 0},

@@ -53,9 +53,9 @@ type SpeakerStatus struct {
 	// +optional
 	Drained bool `json:"drained,omitempty"`
 
-	// localNetwork is what the node answers ARP and NDP for.
+	// localNetwork is what the node answers ARP and NDP for; an earlier release does not say it.
 	// +optional
-	Layer2 *Layer2Status `json:"localNetwork,omitempty"` // "layer2" was a list: objects that have it are still stored
+	LocalNetwork *Layer2Status `json:"localNetwork,omitempty"` // "layer2" was a list: objects that have it are still stored
 
 	// sessions are the node's BGP sessions: one for each BGPPeer, or several, by address, for the gateways of a default
 	// route with several next hops.
@@ -164,9 +164,8 @@ type SessionStatus struct {
 	PrefixesIPv4 int32 `json:"prefixesIPv4"`
 	// prefixesIPv6 is the number of IPv6 prefixes that are announced in this session.
 	PrefixesIPv6 int32 `json:"prefixesIPv6"`
-	// digest of what is to be announced in this session for addresses of Services, sixteen hexadecimal digits: the sum modulo 2^64 of the first
-	// eight bytes of the SHA-256 of each address, followed by the prefix that it is announced in and the prefix's length
-	// in one byte.
+	// digest of the addresses of Services that are announced in this session or would be if it were up, alone or in a
+	// wider prefix: as that of localNetwork.
 	// +optional
 	Digest string `json:"digest,omitempty"`
 	// gracefulRestart says that both sides agreed on graceful restart.

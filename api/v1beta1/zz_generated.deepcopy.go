@@ -1147,8 +1147,8 @@ func (in *SpeakerStatus) DeepCopyInto(out *SpeakerStatus) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
-	if in.Layer2 != nil {
-		in, out := &in.Layer2, &out.Layer2
+	if in.LocalNetwork != nil {
+		in, out := &in.LocalNetwork, &out.LocalNetwork
 		*out = new(Layer2Status)
 		(*in).DeepCopyInto(*out)
 	}

@@ -1,4 +1,4 @@
-// Package digest gives a set of addresses, or of routes, a number of 64 bits. A speaker writes the number of what it
+// Package digest gives a set of addresses a number of 64 bits. A speaker writes the number of what it
 // announces, the controller works out that of what it should announce, and need compare only these: no list that grows
 // with the cluster goes through the API.
 //
@@ -20,20 +20,9 @@ import (
 // Sum is the digest of a set. Add an item's digest when it comes, subtract it when it goes; that of the empty set is 0.
 type Sum uint64
 
-// Address is the digest of an address alone.
-func Address(a netip.Addr) Sum { return of(appendAddr(make([]byte, 0, 16), a)) }
-
-// Route is the digest of a prefix that is announced to a peer for an address, or for the range that prefix is.
-func Route(a netip.Addr, p netip.Prefix) Sum {
-	b := appendAddr(make([]byte, 0, 33), a)
-	return of(append(appendAddr(b, p.Addr()), byte(p.Bits())))
-}
-
-// appendAddr appends the four or sixteen bytes of an address; an IPv4 address that is mapped into IPv6 is the IPv4 one.
-func appendAddr(b []byte, a netip.Addr) []byte { return append(b, a.Unmap().AsSlice()...) }
-
-func of(b []byte) Sum {
-	h := sha256.Sum256(b)
+// Address is the digest of an address: of its four or sixteen bytes, four for an IPv4 address that is mapped into IPv6.
+func Address(a netip.Addr) Sum {
+	h := sha256.Sum256(a.Unmap().AsSlice())
 	return Sum(binary.BigEndian.Uint64(h[:8]))
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/digest"
 )
 
 // randomWorld has advertisements by both protocols, of which some select Services, pools and types by chance.
@@ -67,8 +68,22 @@ func (w *world) say(claims map[netip.Addr][]announce.Claim) {
 			of[owner] = append(of[owner], a)
 		}
 	}
-	for node := range w.speakers {
+	for node, sp := range w.speakers {
 		w.answers(node, of[node]...)
+		sums := map[string]digest.Sum{}
+		for a, on := range claims {
+			peers := map[string]bool{}
+			for _, e := range w.view.ForBGP(node, a, on).Exports {
+				peers[e.Peer] = true
+			}
+			for peer := range peers {
+				sums[peer] += digest.Address(a)
+			}
+		}
+		for i := range sp.Status.Sessions {
+			x := &sp.Status.Sessions[i]
+			x.Digest = sums[x.Peer].String()
+		}
 	}
 }
 
@@ -133,6 +148,11 @@ func TestBookIsWhatItWouldBeAtOnce(t *testing.T) {
 				b.Speaker(name, sp.DeepCopy())
 			}
 			touched, _ := b.Touched(now)
+			for in, x := range b.routed {
+				if is := b.speakers[in.node].digests[in.peer]; x.sum != is {
+					t.Fatalf("seed %d, step %d: %v should announce %s, and does %s", seed, step, in, x.sum, is)
+				}
+			}
 			fresh := read()
 			for _, a := range addrs {
 				got, want := b.Of(a, now), fresh.Of(a, now)

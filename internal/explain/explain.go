@@ -81,6 +81,9 @@ type Conflict struct {
 // a speaker may lag behind with what it says of itself.
 const Youth = 10 * time.Second
 
+// differs is why a route is not said to reach a peer though the session is up.
+const differs = "its speaker announces other addresses than it should; it may see the cluster differently"
+
 // NotAlive is why nothing reaches anybody from a node whose speaker is not alive.
 const NotAlive = "its speaker is not alive"
 
@@ -98,9 +101,11 @@ type Book struct {
 	owned  map[string]*owned // by node
 	groups map[string]*group
 	byNode map[string]map[*group]bool // those in which a node may have routes
+	routed map[session]*routed
 
 	touched map[netip.Addr]bool
 	compare map[string]bool // nodes whose digests have to be compared
+	doubted map[session]bool // the same for sessions, and those whose digests are not what they should be
 	stale   map[*group]bool // to be evaluated anew
 	whole   bool            // all speakers together say the digest that they should
 }
@@ -129,8 +134,8 @@ func New() *Book {
 	return &Book{
 		view: &announce.View{Config: &config.Config{}}, peers: map[string]*config.Peer{}, speakers: map[string]*speaker{},
 		conflicts: map[netip.Addr][]Conflict{}, besides: map[netip.Addr][]string{}, addrs: map[netip.Addr]*address{},
-		owned: map[string]*owned{}, groups: map[string]*group{}, byNode: map[string]map[*group]bool{},
-		touched: map[netip.Addr]bool{}, compare: map[string]bool{}, stale: map[*group]bool{},
+		owned: map[string]*owned{}, groups: map[string]*group{}, byNode: map[string]map[*group]bool{}, routed: map[session]*routed{},
+		touched: map[netip.Addr]bool{}, compare: map[string]bool{}, doubted: map[session]bool{}, stale: map[*group]bool{},
 	}
 }
 
@@ -149,6 +154,9 @@ func (b *Book) Use(view *announce.View) {
 	}
 	for node := range b.speakers {
 		b.compare[node] = true
+	}
+	for in := range b.routed {
+		b.doubted[in] = true
 	}
 	for _, of := range []map[netip.Addr]bool{keys(b.conflicts), keys(b.besides)} { // who is dead does not count
 		for addr := range of {
@@ -218,17 +226,9 @@ func (b *Book) own(a *address, is bool) {
 // Touched are the addresses whose explanation may be another one than at the last call, and when it has to be called
 // again though nothing has happened; zero: never.
 func (b *Book) Touched(now time.Time) (addrs []netip.Addr, again time.Time) {
-	for g := range b.stale {
-		if b.groups[g.key] != g {
-			continue
-		}
-		if was := g.sum; b.evaluate(g, now) != was {
-			for a := range g.addrs {
-				b.touched[a.addr] = true
-			}
-		}
-	}
-	clear(b.stale)
+	b.evaluateStale(now)
+	again = b.verifyRoutes(now)
+	b.evaluateStale(now)
 	whole := b.agree()
 	for node := range b.compare {
 		b.verify(node, whole, now)
@@ -318,7 +318,7 @@ func (b *Book) verify(node string, whole bool, now time.Time) {
 		confirmed := ""
 		switch {
 		case sp == nil || sp.unanswered[a.addr] != "":
-		case agrees || sp.latest[a.addr] || a.confirmed == node:
+		case agrees || sp.latest[a.addr] || sp.silent || a.confirmed == node:
 			confirmed = node
 		case whole:
 			confirmed = somebody
@@ -439,6 +439,11 @@ func (b *Book) Detail(addr netip.Addr, now time.Time) Detail {
 	by, reason, why := b.answers(a, now)
 	d := Detail{Layer2: b.view.ExplainLayer2(addr, a.claims), Answers: by, Unanswered: why, Conflicts: b.heard(addr)}
 	d.Routes, d.NoRoute, _ = b.routes(a, b.nodes(), now)
+	for i := range d.Routes {
+		if r := &d.Routes[i]; r.Problem == "" && b.speakers[r.Node].heldDown[addr] {
+			r.Problem = "held down: it came and went too often"
+		}
+	}
 	d.Explanation = b.explain(a, by, reason, why, d.Conflicts, now)
 	return d
 }
@@ -491,8 +496,11 @@ func (b *Book) explain(a *address, by []Answer, reason, why string, heard []Conf
 		set(reason, why)
 	case sum.down != "":
 		set(v1beta1.ReasonSessionDown, "no BGP session for it is up: "+sum.down)
-		if now.Before(sum.young) {
+		switch {
+		case now.Before(sum.young):
 			out.Reason = v1beta1.ReasonPending
+		case sum.differs:
+			set(v1beta1.ReasonViewsDiffer, sum.down)
 		}
 	default:
 		var whys []string

@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,7 +129,7 @@ func (w *world) answers(node string, addrs ...netip.Addr) {
 	for _, a := range addrs {
 		sum += digest.Address(a)
 	}
-	w.speakers[node].Status.Layer2 = &v1beta1.Layer2Status{Answered: int32(len(addrs)), Digest: sum.String()}
+	w.speakers[node].Status.LocalNetwork = &v1beta1.Layer2Status{Answered: int32(len(addrs)), Digest: sum.String()}
 }
 
 var foreign = v1beta1.AddressConflict{Address: addr.String(), HardwareAddress: "02:00:00:00:00:99", Interface: "eth0"}
@@ -149,41 +150,45 @@ func TestExplanations(t *testing.T) {
 		{"on the local network, named only", func(w *world) {
 			w.local()
 			w.answers("b", addr, other)
-			w.speakers["b"].Status.Layer2.Latest = []string{addr.String()}
+			w.speakers["b"].Status.LocalNetwork.Latest = []string{addr.String()}
 		}, v1beta1.ReasonAnnounced, "by ARP from node b on eth0"},
 		{"not named, and the digest is another", func(w *world) { w.local(); w.answers("b", addr, other) }, v1beta1.ReasonPending, "node b is about to announce it"},
+		{"the speaker is of an earlier release, and does not say what it answers", func(w *world) {
+			w.local()
+			w.speakers["b"].Status.Conditions = []metav1.Condition{{Type: v1beta1.ConditionReady}}
+		}, v1beta1.ReasonAnnounced, "by ARP from node b on eth0"},
 		{"the speaker has written nothing", func(w *world) { w.local(); delete(w.speakers, "b") }, v1beta1.ReasonPending, "node b is about to announce it"},
 		{"it says why not", func(w *world) {
 			w.local()
 			w.answers("b")
-			w.speakers["b"].Status.Layer2.Unanswered = []v1beta1.AddressException{{Address: addr.String(), Reason: "no carrier"}}
+			w.speakers["b"].Status.LocalNetwork.Unanswered = []v1beta1.AddressException{{Address: addr.String(), Reason: "no carrier"}}
 		}, v1beta1.ReasonNotAnswered, "node b should answer for it and does not: no carrier"},
 		{"another node besides", func(w *world) {
 			w.local()
 			w.answers("b")
-			w.speakers["b"].Status.Layer2.Unanswered = []v1beta1.AddressException{{Address: addr.String(), Reason: "node c answers for it"}}
+			w.speakers["b"].Status.LocalNetwork.Unanswered = []v1beta1.AddressException{{Address: addr.String(), Reason: "node c answers for it"}}
 			w.answers("c", addr)
-			w.speakers["c"].Status.Layer2.Besides = []v1beta1.AddressException{{Address: addr.String()}}
+			w.speakers["c"].Status.LocalNetwork.Besides = []v1beta1.AddressException{{Address: addr.String()}}
 		}, v1beta1.ReasonAnnounced, "by ARP from node c on eth0"},
 		{"two nodes", func(w *world) {
 			w.local()
 			w.answers("b", addr)
 			w.answers("c", addr)
-			w.speakers["c"].Status.Layer2.Besides = []v1beta1.AddressException{{Address: addr.String()}}
+			w.speakers["c"].Status.LocalNetwork.Besides = []v1beta1.AddressException{{Address: addr.String()}}
 		}, v1beta1.ReasonAnnounced, "by ARP from node b on eth0 and by ARP from node c on eth0"},
 		{"a node that could not, besides", func(w *world) {
 			w.local()
 			w.answers("b")
 			w.view.Nodes["c"].Excluded = "the node is not to"
 			w.answers("c", addr)
-			w.speakers["c"].Status.Layer2.Besides = []v1beta1.AddressException{{Address: addr.String()}}
+			w.speakers["c"].Status.LocalNetwork.Besides = []v1beta1.AddressException{{Address: addr.String()}}
 		}, v1beta1.ReasonAnnounced, "by ARP from another node than b"},
 		{"another node, of more than are named", func(w *world) {
 			w.local()
 			w.answers("b")
-			w.speakers["b"].Status.Layer2.UnansweredMore = 1
+			w.speakers["b"].Status.LocalNetwork.UnansweredMore = 1
 			w.answers("c", addr)
-			w.speakers["c"].Status.Layer2.BesidesMore = 1
+			w.speakers["c"].Status.LocalNetwork.BesidesMore = 1
 		}, v1beta1.ReasonAnnounced, "by ARP from another node than b"},
 
 		{"a foreign host, while a node answers", func(w *world) {
@@ -311,4 +316,64 @@ func TestMixedWeights(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tt.what, got, tt.want)
 		}
 	}
+}
+
+// A session whose speaker says for long that it announces other addresses than it should is not said to announce them.
+func TestRoutesThatDiffer(t *testing.T) {
+	w := newWorld(3)
+	says := func(node string, sums ...digest.Sum) {
+		for i, sum := range sums {
+			w.speakers[node].Status.Sessions[i].Digest = sum.String()
+		}
+	}
+	is := digest.Address(addr)
+	for node := range w.speakers {
+		says(node, is, is)
+	}
+	b, at := w.book(), now
+	check := func(what, reason, text string, touched bool) {
+		t.Helper()
+		all, _ := b.Touched(at)
+		if got := b.Of(addr, at); got.Reason != reason || got.Text != text {
+			t.Errorf("%s: %s %q, want %s %q", what, got.Reason, got.Text, reason, text)
+		}
+		if slices.Contains(all, addr) != touched {
+			t.Errorf("%s: to be said anew: %v, want %v", what, !touched, touched)
+		}
+	}
+	step := func(what string, after time.Duration, reason, text string, touched bool) {
+		t.Helper()
+		for node, sp := range w.speakers {
+			b.Speaker(node, sp)
+		}
+		at = at.Add(after)
+		check(what, reason, text, touched)
+	}
+	const all, two = "by BGP to tor1, tor2 from a, b, c", "by BGP to tor1, tor2 from a, c"
+	step("all agree", 0, v1beta1.ReasonAnnounced, all, false)
+	says("b", 0, 0)
+	step("one announces nothing", time.Minute, v1beta1.ReasonAnnounced, all, false)
+	_, again := b.Touched(at)
+	if want := at.Add(b.lag()); !again.Equal(want) {
+		t.Errorf("looked at again at %v, want %v", again, want)
+	}
+	at = again
+	check("one has announced nothing for long", v1beta1.ReasonAnnounced, two, true)
+	w.speakers["b"].Status.HeldDown = []string{addr.String()}
+	step("it holds it down", 0, v1beta1.ReasonAnnounced, all, true)
+	w.speakers["b"].Status.HeldDown = nil
+	says("b", is, is)
+	step("it announces it", 0, v1beta1.ReasonAnnounced, all, false)
+	for node := range w.speakers {
+		says(node, is+1, is+1)
+	}
+	step("all announce something else", 0, v1beta1.ReasonAnnounced, all, false)
+	step("for long", b.lag(), v1beta1.ReasonViewsDiffer, "a, b, c: BGPPeer tor1: "+differs+"; a, b, c: BGPPeer tor2: "+differs, true)
+	b.Set(addr, nil, announce.Layer2{})
+	b.Touched(at)
+	b.Set(addr, w.claims, w.view.Layer2(addr, w.claims))
+	for node := range w.speakers {
+		says(node, is, is)
+	}
+	step("it was forgotten, and is there again", 0, v1beta1.ReasonAnnounced, all, true)
 }

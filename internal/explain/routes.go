@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/clarionlb/clarion/internal/announce"
+	"github.com/clarionlb/clarion/internal/digest"
 )
 
 // group are addresses that the same nodes announce to the same peers in the same way: what is said of their routes is
@@ -17,6 +18,20 @@ type group struct {
 	addrs map[*address]bool
 	nodes []string // that may have routes; nil: all
 	sum   sum
+
+	digest   digest.Sum // of addrs
+	sessions []session  // in which they should be announced, whether these are up or not
+}
+
+// session is a node's sessions for one BGPPeer.
+type session struct{ node, peer string }
+
+// routed is what should be announced in a session.
+type routed struct {
+	sum     digest.Sum
+	seen    [2]digest.Sum // what should be and what the speaker says, held down aside, as compared last
+	changed time.Time     // when either of them changed last, while they do not agree
+	differs bool          // they have not agreed for so long that the speaker does not merely lag behind
 }
 
 // sum is what is said of the routes of a group.
@@ -24,6 +39,7 @@ type sum struct {
 	advertised bool      // a BGPAdvertisement announces the addresses
 	up         string    // who announces them to whom; "" when nobody does
 	down       string    // why no route reaches a peer, when none does and there are some
+	differs    bool      // that is for no other reason than that speakers say another digest than they should
 	young      time.Time // until when it is too early to say so
 }
 
@@ -38,6 +54,7 @@ func (b *Book) join(a *address) {
 		return
 	}
 	if g != nil {
+		b.route(g, -a.sum)
 		if delete(g.addrs, a); len(g.addrs) == 0 {
 			delete(b.groups, g.key)
 			for _, node := range g.index() {
@@ -61,6 +78,89 @@ func (b *Book) join(a *address) {
 	}
 	g.addrs[a] = true
 	a.group = g
+	b.route(g, a.sum)
+}
+
+// route takes in that addresses have come to a group, by their digest, or have gone, by its negative.
+func (b *Book) route(g *group, change digest.Sum) {
+	g.digest += change
+	b.expect(g.sessions, change)
+}
+
+// expect adds to the digests of what should be announced in some sessions.
+func (b *Book) expect(sessions []session, change digest.Sum) {
+	for _, in := range sessions {
+		if b.routed[in] == nil {
+			b.routed[in] = &routed{}
+		}
+		b.routed[in].sum += change
+		b.doubted[in] = true
+	}
+}
+
+// lag is for how long what a speaker says may differ from what it should before it says so: it writes less often the more
+// speakers there are.
+func (b *Book) lag() time.Duration { return Youth + time.Duration(len(b.speakers))*20*time.Millisecond }
+
+// verifyRoutes compares what speakers say that they announce in their sessions with what they should, and returns when it
+// has to be looked at again; zero: when something has changed.
+func (b *Book) verifyRoutes(now time.Time) (again time.Time) {
+	for in := range b.doubted {
+		x, sp := b.routed[in], b.speakers[in.node]
+		if x == nil || sp == nil || !b.alive(in.node) {
+			delete(b.doubted, in)
+			continue
+		}
+		seen := [2]digest.Sum{x.sum, sp.digests[in.peer]}
+		for addr := range sp.heldDown {
+			if a := b.addrs[addr]; a != nil && a.group != nil && slices.Contains(a.group.sessions, in) {
+				seen[0] -= a.sum
+			}
+		}
+		differs := false
+		if _, says := sp.digests[in.peer]; !says || sp.heldMore || seen[0] == seen[1] {
+			delete(b.doubted, in)
+			x.changed = time.Time{}
+		} else {
+			if x.changed.IsZero() || x.seen != seen {
+				x.changed = now
+			}
+			due := x.changed.Add(b.lag())
+			if differs = !now.Before(due); !differs && (again.IsZero() || due.Before(again)) {
+				again = due
+			}
+			differs = differs || x.differs
+		}
+		if x.seen = seen; x.differs != differs {
+			x.differs = differs
+			b.staleAt(in.node)
+		}
+	}
+	return again
+}
+
+// staleAt has the groups evaluated anew in which a node may have routes.
+func (b *Book) staleAt(node string) {
+	for _, in := range []string{"", node} {
+		for g := range b.byNode[in] {
+			b.stale[g] = true
+		}
+	}
+}
+
+// evaluateStale evaluates the groups that are stale.
+func (b *Book) evaluateStale(now time.Time) {
+	for g := range b.stale {
+		if b.groups[g.key] != g {
+			continue
+		}
+		if was := g.sum; b.evaluate(g, now) != was {
+			for a := range g.addrs {
+				b.touched[a.addr] = true
+			}
+		}
+	}
+	clear(b.stale)
 }
 
 // index are the keys of a group in Book.byNode; "" stands for all nodes.
@@ -120,10 +220,16 @@ func (b *Book) evaluate(g *group, now time.Time) sum {
 	if len(nodes) == 0 {
 		advertised = b.advertised(a)
 	}
-	s := sum{advertised: advertised}
+	s := sum{advertised: advertised, differs: len(routes) > 0}
 	var from, to []string
 	down := map[string][]string{}
+	b.expect(g.sessions, -g.digest)
+	g.sessions = g.sessions[:0]
 	for _, r := range routes {
+		if in := (session{r.Node, r.Peer}); !slices.Contains(g.sessions[max(0, len(g.sessions)-1):], in) {
+			g.sessions = append(g.sessions, in)
+		}
+		s.differs = s.differs && r.Problem == differs
 		if r.Problem == "" {
 			from, to = with(from, r.Node), with(to, r.Peer)
 			continue
@@ -137,6 +243,7 @@ func (b *Book) evaluate(g *group, now time.Time) sum {
 			s.young = r.young
 		}
 	}
+	b.expect(g.sessions, g.digest)
 	if len(from) > 0 {
 		s.up = "by BGP to " + named("peers", to) + " from " + named("nodes", from) + b.mixed(routes)
 		s.young = time.Time{}
@@ -195,6 +302,9 @@ func (b *Book) state(node, peer string, addr netip.Addr, now time.Time) state {
 		}
 		if st.problem == "" && len(st.families) > 0 && !strings.Contains(st.families, family) {
 			return state{problem: "the session carries no " + family}
+		}
+		if x := b.routed[session{node, peer}]; st.problem == "" && x != nil && x.differs {
+			return state{problem: differs}
 		}
 		return st.at(now)
 	}

@@ -19,7 +19,11 @@ type speaker struct {
 	unanswered map[netip.Addr]string // by why
 	besides    map[netip.Addr]bool
 	more       int // exceptions that are not named
+	silent     bool // of an earlier release: it does not say what it answers
 	sessions   map[string]state
+	digests    map[string]digest.Sum // of what is announced in them
+	heldDown   map[netip.Addr]bool
+	heldMore   bool // there are more than it names
 	conflicts  []v1beta1.AddressConflict
 }
 
@@ -68,11 +72,10 @@ func (b *Book) Speaker(node string, o *v1beta1.Speaker) {
 		b.conflict(node, old.conflicts, next.conflicts)
 	}
 	if !maps.Equal(old.sessions, next.sessions) {
-		for _, in := range []string{"", node} {
-			for g := range b.byNode[in] {
-				b.stale[g] = true
-			}
-		}
+		b.staleAt(node)
+	}
+	for peer := range next.sessions {
+		b.doubted[session{node, peer}] = true
 	}
 }
 
@@ -125,9 +128,17 @@ func parse(o *v1beta1.Speaker) *speaker {
 	}
 	s := &speaker{
 		latest: map[netip.Addr]bool{}, unanswered: map[netip.Addr]string{}, besides: map[netip.Addr]bool{},
-		sessions: map[string]state{}, conflicts: o.Status.Conflicts,
+		sessions: map[string]state{}, digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, heldMore: o.Status.HeldDownMore > 0,
+		conflicts: o.Status.Conflicts,
 	}
-	if l := o.Status.Layer2; l != nil {
+	for _, text := range o.Status.HeldDown {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			s.heldDown[addr] = true
+		}
+	}
+	if l := o.Status.LocalNetwork; l == nil {
+		s.silent = len(o.Status.Conditions) > 0
+	} else {
 		s.sum, _ = digest.Parse(l.Digest)
 		s.more = int(l.UnansweredMore) + int(l.BesidesMore)
 		for _, text := range l.Latest {
@@ -160,6 +171,9 @@ func parse(o *v1beta1.Speaker) *speaker {
 			}
 		}
 		s.sessions[x.Peer] = st
+		if sum, err := digest.Parse(x.Digest); err == nil {
+			s.digests[x.Peer] = sum
+		}
 	}
 	return s
 }

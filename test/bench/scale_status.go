@@ -143,7 +143,7 @@ func speakerDies(ctx context.Context, b *bench) error {
 		measure("one of 100 speakers dies, and 10 others take its addresses", "max 200 KiB", 200, false, func() error {
 			for i := 10; i < 20; i++ {
 				if err := write(ctx, clients[i], objects[i], func(s *v1beta1.SpeakerStatus) {
-					s.Layer2.Answered, s.Layer2.Digest, s.Layer2.Latest[0] = 11, "424506ed5b52990d", "198.18.9.9"
+					s.LocalNetwork.Answered, s.LocalNetwork.Digest, s.LocalNetwork.Latest[0] = 11, "424506ed5b52990d", "198.18.9.9"
 				}); err != nil {
 					return err
 				}
@@ -165,11 +165,11 @@ func speakerDies(ctx context.Context, b *bench) error {
 func usual(i int) v1beta1.SpeakerStatus {
 	s := v1beta1.SpeakerStatus{
 		Version: "v1.0.0", Addresses: []string{fmt.Sprintf("192.0.2.%d", i)}, HardwareAddresses: []string{fmt.Sprintf("02:00:00:00:00:%02x", i)}, Interfaces: []string{"eth0"},
-		Layer2:     &v1beta1.Layer2Status{Answered: 10, Digest: "4b8feb9364512928"},
+		LocalNetwork:     &v1beta1.Layer2Status{Answered: 10, Digest: "4b8feb9364512928"},
 		Conditions: []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "announcing", LastTransitionTime: metav1.Now()}},
 	}
 	for k := range 10 {
-		s.Layer2.Latest = append(s.Layer2.Latest, fmt.Sprintf("198.18.%d.%d", i, k))
+		s.LocalNetwork.Latest = append(s.LocalNetwork.Latest, fmt.Sprintf("198.18.%d.%d", i, k))
 	}
 	for _, peer := range []string{"tor1", "tor2"} {
 		s.Sessions = append(s.Sessions, v1beta1.SessionStatus{Peer: peer, Address: "192.0.2.250", LocalAddress: "192.0.2.1", State: v1beta1.Established,
