@@ -121,7 +121,7 @@ func (c *cluster) problems() []string {
 			add("Node/"+node, "no other speaker sees its speaker alive")
 		}
 	}
-	// A dead speaker's last words are not news; what several say of one object is said once.
+	// What a dead speaker wrote last is not news; what several say of one object is said once.
 	said := map[string][]string{}
 	for _, name := range sortedKeys(c.alive) {
 		for _, p := range c.speakers[name].Status.Problems {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"hash/fnv"
 	"log/slog"
@@ -145,9 +144,8 @@ func (a *absent) missing(now time.Time) (names []string, more int32, again time.
 	if wait := a.since.Add(minorityDelay).Sub(now); !a.since.IsZero() && wait > 0 {
 		return nil, 0, wait
 	}
-	slices.Sort(living)
 	for _, name := range lost {
-		if slices.Contains(chosen(name, living), a.me) {
+		if reports(a.me, name, living) {
 			names = append(names, name)
 		}
 	}
@@ -159,29 +157,26 @@ func (a *absent) missing(now time.Time) (names []string, more int32, again time.
 	return names, more, 0
 }
 
-// chosen are the living speakers that report a missing one.
-func chosen(missing string, living []string) []string {
-	type scored struct {
-		name  string
-		score uint64
-	}
-	var best []scored
+// reports says whether one speaker is among those of the living that report a missing one: those for which a hash of both
+// names is the highest. It looks at no more of them than it has to.
+func reports(me, missing string, living []string) bool {
+	mine, before := score(missing, me), 0
 	for _, name := range living {
-		h := fnv.New64a()
-		h.Write([]byte(missing + "\x00" + name))
-		n := h.Sum64() // of which the last letters of the name have changed few bits
-		n = (n ^ n>>33) * 0xff51afd7ed558ccd
-		x := scored{name, n ^ n>>33}
-		if i, _ := slices.BinarySearchFunc(best, x, func(a, b scored) int { return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.name, b.name)) }); i < reporters {
-			best = slices.Insert(best, i, x)
-			best = best[:min(len(best), reporters)]
+		if s := score(missing, name); name != me && (s > mine || s == mine && name < me) {
+			if before++; before == reporters {
+				return false
+			}
 		}
 	}
-	out := make([]string, 0, reporters)
-	for _, x := range best {
-		out = append(out, x.name)
-	}
-	return out
+	return true
+}
+
+func score(missing, name string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(missing + "\x00" + name))
+	n := h.Sum64() // of which the last letters of the name have changed few bits
+	n = (n ^ n>>33) * 0xff51afd7ed558ccd
+	return n ^ n>>33
 }
 
 // run asks until ctx ends.

@@ -89,7 +89,7 @@ func main() {
 		_, _, err := net.SplitHostPort(s)
 		return err
 	})
-	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a stranger has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
+	flag.IntVar(&o.acdProbes, "acd-probes", layer2.DefaultProbe().Count, "how often the local network is asked, 200 ms apart, whether a foreign host has an address before it is announced for the first time ever (RFC 5227); 0: not at all")
 	o.exclude = interfaces.DefaultExclude()
 	flag.Var(&o.exclude, "exclude-interfaces", "patterns, separated by commas, of the interfaces behind which the node's own pods are: no address is announced on them unless an L2Advertisement names them, and packets that come in by them are not guarded against")
 	flag.BoolVar(&o.guard, "guard", true, "answer packets from outside for announced addresses and ranges that no Service has as unreachable, by policy rules; without, they may go round between router and node")
@@ -221,7 +221,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	s.guard = guard.New(guard.Config{Log: log, OnChange: s.changed})
 	s.membership = newMembership(membershipConfig{
 		members: members.Config{Name: o.node, Port: uint16(o.membersPort), Profile: profile, Log: log}, log: log,
-		onMembers: s.membersChanged, onJoined: func() { s.reconciler.setJoined() }, onNodeKnown: func() { s.reconciler.again() }, onReady: s.layer2.Announce,
+		onMembers: s.membersChanged, onJoined: func() { s.reconciler.setJoined() }, onNodeKnown: s.layer2.Rejudge, onReady: s.layer2.Announce,
 	})
 	config := reconcilerConfig{
 		node: o.node, namespace: o.namespace, log: log, snapshot: s.snapshot, layer2: s.layer2, bgp: s.bgp, events: events,
@@ -246,7 +246,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	s.reconciler = newReconciler(config)
 	s.status = newStatus(statusConfig{
 		client: c, events: events, log: log, reconciler: s.reconciler, layer2: s.layer2, bgp: s.bgp, guard: s.guard, members: s.membership.view,
-		missing: s.absent.missing, nodeOf: s.membership.nodeOf,
+		missing: s.absent.missing, nodeOf: s.membership.nodeOf, told: s.membership.told,
 	})
 	return s
 }
@@ -335,13 +335,8 @@ func (s *speaker) watch(ctx context.Context) ([]toolscache.InformerSynced, error
 		}
 	})
 	node, err3 := snapshot.On(ctx, s.cache, func(name string, o *corev1.Node, gone bool) {
-		var addrs []netip.Addr
-		for _, a := range o.Status.Addresses {
-			if addr, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
-				addrs = append(addrs, addr.Unmap())
-			}
-		}
-		s.membership.setNode(name, addrs, gone)
+		own, _ := snapshot.AddressesOf(o)
+		s.membership.setNode(name, own, gone)
 		s.absent.setNode(name, gone)
 	})
 	return append(synced, secrets, speakers, node), errors.Join(err, err1, err2, err3)

@@ -334,6 +334,14 @@ func (m *membership) tellLinks() {
 	}
 }
 
+// told are the links that the other speakers are told of: all decide by these, this one too. leftOut are the names of those
+// that there is no room for.
+func (m *membership) told() (links []members.Link, leftOut []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.meta.Told().Links, m.leftOut
+}
+
 // view is the group as this speaker sees it.
 func (m *membership) view() members.View {
 	m.mu.Lock()

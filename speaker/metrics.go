@@ -43,7 +43,7 @@ var (
 func newEventToUpdate() prometheus.Histogram {
 	return prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:    "clarion_bgp_event_to_update_seconds",
-		Help:    "Time from an event of the cluster to the first UPDATE message that it caused.",
+		Help:    "Time from an event of the cluster to the first UPDATE message that it unsent.",
 		Buckets: []float64{.001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 5},
 	})
 }

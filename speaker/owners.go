@@ -9,21 +9,21 @@ import (
 	"github.com/clarionlb/clarion/speaker/layer2"
 )
 
-// duty is this node's part in answering for an address on the local network: it owns it, it is the backup, or it answers
+// role is this node's part in answering for an address on the local network: it owns it, it is the backup, or it answers
 // until somebody else does.
-type duty struct {
+type role struct {
 	layer2.Address
-	rights
+	ranking
 	services []string
 }
 
-// rights are what becomes of an address when another member claims it, too.
-type rights struct {
+// ranking is what becomes of an address when another member claims it, too.
+type ranking struct {
 	better []string // the nodes that rank before this one, sorted: they are yielded to
 	keep   []string // those behind it that may keep what they have (failback Never), sorted
 }
 
-func (p duty) equal(q duty) bool {
+func (p role) equal(q role) bool {
 	return p.Rank == q.Rank && p.Seek == q.Seek && slices.Equal(p.Interfaces, q.Interfaces) && slices.Equal(p.services, q.services) &&
 		slices.Equal(p.better, q.better) && slices.Equal(p.keep, q.keep)
 }
@@ -39,7 +39,7 @@ const leaving = 2
 func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	s := r.snapshot
 	d := s.Owner(addr)
-	old, had := r.duties[addr]
+	old, had := r.roles[addr]
 	owned := had && old.Rank == 0
 	rank := leaving
 	switch r.node {
@@ -56,15 +56,15 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 		if !had {
 			return false
 		}
-		delete(r.duties, addr)
+		delete(r.roles, addr)
 		delete(r.leavers, addr)
-		r.rights.Delete(addr)
+		r.rankings.Delete(addr)
 		if owned {
 			r.logGivenUp(addr, d.Owner)
 		}
 		return true
 	}
-	p := duty{Address: layer2.Address{Addr: addr, Rank: rank, Interfaces: s.View().Interfaces(addr, claims, r.node)}}
+	p := role{Address: layer2.Address{Addr: addr, Rank: rank, Interfaces: s.View().Interfaces(addr, claims, r.node)}}
 	p.better = s.View().Better(addr, claims, r.node)
 	if d.Keep {
 		p.keep = s.View().Fit(addr, claims)
@@ -90,8 +90,8 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	if delete(r.leavers, addr); rank == leaving {
 		r.leavers[addr] = true
 	}
-	r.duties[addr] = p
-	r.rights.Store(addr, p.rights)
+	r.roles[addr] = p
+	r.rankings.Store(addr, p.ranking)
 	switch {
 	case owned && rank > 0:
 		r.logGivenUp(addr, d.Owner)
@@ -155,12 +155,12 @@ func (r *reconciler) note(addrs []netip.Addr, first bool) {
 
 // verdict is what to do about another member that claims an address of this node. It takes no lock.
 func (r *reconciler) verdict(node string, addr netip.Addr) layer2.Verdict {
-	x, _ := r.rights.Load(addr)
-	rights, _ := x.(rights)
-	if _, better := slices.BinarySearch(rights.better, node); better {
+	x, _ := r.rankings.Load(addr)
+	ranking, _ := x.(ranking)
+	if _, better := slices.BinarySearch(ranking.better, node); better {
 		return layer2.Yield
 	}
-	if _, keep := slices.BinarySearch(rights.keep, node); keep {
+	if _, keep := slices.BinarySearch(ranking.keep, node); keep {
 		return layer2.Leave
 	}
 	return layer2.Defend

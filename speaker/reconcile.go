@@ -33,7 +33,7 @@ type reconciler struct {
 	joined   bool     // the other speakers are known: layer 2 may announce
 	outside  []string // the node's interfaces that packets from outside come in by, nil when not known yet
 	secrets  map[string]map[string][]byte
-	duties   map[netip.Addr]duty // what this node does on the local network
+	roles    map[netip.Addr]role // what this node does on the local network
 	leavers  map[netip.Addr]bool // those of them that it answers for until somebody else does
 	answered map[netip.Addr]bool // in a step: what layer 2 answers for; nil: not asked yet
 	known    map[netip.Addr]bool // addresses that Services have; true: somebody may have announced it already
@@ -42,7 +42,7 @@ type reconciler struct {
 	heldDown map[netip.Addr]bool   // addresses that are held down
 	weights  map[netip.Addr]weight
 	ranges   [][]announce.Export
-	drawn    []netip.Prefix           // ServiceCIDRs that are announced
+	cidrs    []netip.Prefix           // ServiceCIDRs that are announced
 	draining time.Time                // since when this node is being drained; zero: it is not
 	later    map[netip.Addr]time.Time // when an address has to be looked at again though nothing has changed
 	problems []config.Problem         // with configuration objects, on this node
@@ -55,8 +55,8 @@ type reconciler struct {
 	first bool              // nothing was known before this step
 	asked map[uint16]*asked // by port; see ready
 
-	caused atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
-	rights sync.Map     // of each of duties
+	unsent   atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
+	rankings sync.Map     // of each of roles
 }
 
 // reconcilerConfig is what a reconciler is made with.
@@ -82,7 +82,7 @@ type reconcilerConfig struct {
 
 func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
-		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, duties: map[netip.Addr]duty{},
+		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, roles: map[netip.Addr]role{},
 		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
 		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, asked: map[uint16]*asked{}, tables: newTables(),
 	}
@@ -100,7 +100,7 @@ func (r *reconciler) poke() {
 // sent is called when an UPDATE has been sent to a peer. It says how long after the event that caused it that was, if it
 // is the first.
 func (r *reconciler) sent() (took time.Duration, ok bool) {
-	at := r.caused.Swap(0)
+	at := r.unsent.Swap(0)
 	return time.Since(time.Unix(0, at)), at != 0
 }
 
@@ -162,14 +162,6 @@ func (r *reconciler) setJoined() {
 		r.joined = true
 		r.snapshot.MarkAll()
 	}
-	r.snapshot.Unlock()
-	r.poke()
-}
-
-// again makes the loop decide everything anew, and layer 2 judge again whom it heard.
-func (r *reconciler) again() {
-	r.snapshot.Lock()
-	r.snapshot.MarkAll()
 	r.snapshot.Unlock()
 	r.poke()
 }
@@ -240,45 +232,45 @@ func (r *reconciler) step(now time.Time) {
 		}
 	}
 	r.answered = nil
-	bgpChanged, drawn := me, me // drawn: what packets are drawn for
+	bgpChanged, guarded := me, me // guarded: what packets come here for has changed
 	for _, addr := range routes {
 		was := len(r.exports[addr]) > 0
 		bgpChanged = r.decideBGP(addr, s.ClaimsOn(addr), now) || bgpChanged
-		drawn = drawn || was != (len(r.exports[addr]) > 0)
+		guarded = guarded || was != (len(r.exports[addr]) > 0)
 	}
 	if bgpChanged { // before layer 2 is decided, which takes a while where there are many addresses
-		r.caused.Store(event)
+		r.unsent.Store(event)
 		r.bgp.Set(r.sessions())
 	}
 	var l2 []layer2.Address
 	var gone []netip.Addr
 	decide := func(addr netip.Addr) {
-		_, was := r.duties[addr]
+		_, was := r.roles[addr]
 		if !r.decideLayer2(addr) {
 			return
 		}
-		if d, is := r.duties[addr]; is {
-			l2, drawn = append(l2, d.Address), drawn || !was
+		if d, is := r.roles[addr]; is {
+			l2, guarded = append(l2, d.Address), guarded || !was
 		} else {
-			gone, drawn = append(gone, addr), true
+			gone, guarded = append(gone, addr), true
 		}
 	}
 	for _, addr := range changes.Addrs {
 		decide(addr)
 	}
 	if len(changes.Nodes) > 0 { // who ranks before this one, and who of these is alive, may have changed
-		for _, addr := range slices.Collect(maps.Keys(r.duties)) {
+		for _, addr := range slices.Collect(maps.Keys(r.roles)) {
 			decide(addr)
 		}
 	}
-	if drawn && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays
+	if guarded && r.guard != nil && r.outside != nil { // before the links are known, what was guarded stays
 		r.guard.Set(r.guarded())
 	}
 	switch {
 	case !r.joined:
 	case changes.All:
 		l2 = l2[:0]
-		for _, d := range r.duties {
+		for _, d := range r.roles {
 			l2 = append(l2, d.Address)
 		}
 		r.layer2.Set(l2)
@@ -307,12 +299,12 @@ func (r *reconciler) watchDraining(now time.Time) {
 // it, or does not know it yet, must not go back to where it came from. It would be sent here again, and the proxy would
 // not touch the flow any more, as the kernel remembers that it was not rewritten.
 func (r *reconciler) guarded() guard.Want {
-	w := guard.Want{Prefixes: slices.Clone(r.drawn), Interfaces: r.outside}
+	w := guard.Want{Prefixes: slices.Clone(r.cidrs), Interfaces: r.outside}
 	add := func(a netip.Addr) { w.Prefixes = append(w.Prefixes, netip.PrefixFrom(a, a.BitLen())) }
 	for addr := range r.exports {
 		add(addr)
 	}
-	for addr := range r.duties {
+	for addr := range r.roles {
 		add(addr)
 	}
 	return w

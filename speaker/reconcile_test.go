@@ -240,7 +240,7 @@ func TestSinksGetTheWholeTruth(t *testing.T) {
 	w.want("before the node is known", "never told", "never told")
 
 	w.set(node("a", "192.0.2.11"), node("b", "192.0.2.12"))
-	w.want("before the fellows are known", "never told", "tor as 192.0.2.11: 203.0.113.1/32")
+	w.want("before the members are known", "never told", "tor as 192.0.2.11: 203.0.113.1/32")
 
 	w.alive("a")
 	w.r.setJoined()
@@ -369,7 +369,7 @@ func TestSessionsOfBadPeers(t *testing.T) {
 	}
 }
 
-// A fellow that this node takes for dead, but that has the better right, is yielded to when it is heard.
+// A member that this node takes for dead, but that has the better right, is yielded to when it is heard.
 func TestRights(t *testing.T) {
 	w := newWorld(t)
 	w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a"), node("b"), node("c"))
@@ -380,10 +380,10 @@ func TestRights(t *testing.T) {
 		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
 		w.set(svc(name, addr.String()), endpoints(name, "a"))
 		w.alive("a", "b", "c")
-		d, ok := w.r.duties[addr]
+		d, ok := w.r.roles[addr]
 		mine := ok && d.Rank == 0
 		w.alive("a")
-		if d, ok := w.r.duties[addr]; !ok || d.Rank > 0 {
+		if d, ok := w.r.roles[addr]; !ok || d.Rank > 0 {
 			t.Fatalf("the only live node does not own %s", addr)
 		}
 		heard := w.r.verdict("b", addr) == layer2.Yield || w.r.verdict("c", addr) == layer2.Yield
@@ -516,7 +516,7 @@ func TestTakeover(t *testing.T) {
 		addr := fmt.Sprintf("192.0.2.%d", i)
 		w.set(svc("web", addr))
 		w.alive("a", "b")
-		if w.r.duties[netip.MustParseAddr(addr)].Rank > 0 {
+		if w.r.roles[netip.MustParseAddr(addr)].Rank > 0 {
 			w.want("the other one owns it", addr+" standby", "")
 			w.alive("a")
 			w.want("the other one is said to be dead", addr+" probes {3 30ms}", "")
@@ -545,7 +545,7 @@ func TestLeaving(t *testing.T) {
 			for i := 1; !last.IsValid() || !first.IsValid(); i++ {
 				addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
 				w.set(svc("web", addr.String()), endpoints("web", "a"))
-				switch d, ok := w.r.duties[addr]; {
+				switch d, ok := w.r.roles[addr]; {
 				case !ok:
 					last = addr
 				case d.Rank == 0:

@@ -98,11 +98,11 @@ func (r *reconciler) decideRanges() {
 	s := r.snapshot
 	r.tables.whole = true
 	r.ranges = r.ranges[:0]
-	r.drawn = r.drawn[:0]
+	r.cidrs = r.cidrs[:0]
 	for _, p := range s.ServiceCIDRs() {
 		exports := s.View().ForRange(r.node, p, v1beta1.AddressServiceCIDR).Exports
 		if r.ranges = append(r.ranges, exports); len(exports) > 0 {
-			r.drawn = append(r.drawn, p)
+			r.cidrs = append(r.cidrs, p)
 		}
 	}
 	for _, p := range s.Node(r.node).PodCIDRs {

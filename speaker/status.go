@@ -72,6 +72,7 @@ type statusConfig struct {
 	members    func() members.View
 	missing    func(now time.Time) (names []string, more int32, again time.Duration) // see absent
 	nodeOf     func(layer2.MAC) string                                               // see membership.nodeOf
+	told       func() (links []members.Link, leftOut []string)                       // see membership.told
 }
 
 func newStatus(c statusConfig) *status {
@@ -120,7 +121,7 @@ func (s *status) run(ctx context.Context) {
 	}
 }
 
-// end says that this speaker announces nothing any more; otherwise its last words would stand. It is called after run.
+// end says that this speaker announces nothing any more; otherwise what it wrote last would stand. It is called after run.
 func (s *status) end() {
 	if s.written == nil {
 		return
@@ -308,7 +309,16 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 			out.HardwareAddresses = append(out.HardwareAddresses, l.MAC.String())
 		}
 	}
-	for _, l := range told(view, r.node) {
+	links, leftOut := s.told()
+	if len(leftOut) > 0 {
+		names, more := some(leftOut, func(name string) string { return name })
+		what := strings.Join(names, ", ")
+		if more > 0 {
+			what += fmt.Sprintf(" and %d more", more)
+		}
+		out.Problems = append(out.Problems, v1beta1.Problem{Object: "Node/" + r.node, Message: "the node has more interfaces to announce on than speakers can tell each other; no address is announced on " + what + " (see the speaker's flag --exclude-interfaces)"})
+	}
+	for _, l := range links {
 		out.Interfaces = append(out.Interfaces, l.Name)
 		if !l.Carrier {
 			out.InterfacesDown = append(out.InterfacesDown, l.Name)
@@ -333,16 +343,6 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 	out.Conditions = []metav1.Condition{ready, guardCondition(r.guard != nil, outside, s.guard.Status())}
 	return out, node
-}
-
-// told are the links that the other speakers are told of, which may be fewer than there are: all decide by these.
-func told(view members.View, node string) []members.Link {
-	for _, m := range view.Members {
-		if m.Name == node {
-			return m.Meta.Links
-		}
-	}
-	return nil
 }
 
 // layer2Status is what this node answers for, beside what it should answer for as it sees the cluster. The snapshot's lock
@@ -379,7 +379,7 @@ func (s *status) layer2Status(answered []layer2.AddressStatus, now time.Time, so
 	defer s.mu.Unlock()
 	var unanswered []netip.Addr
 	lacks := map[netip.Addr]time.Time{}
-	for addr := range r.duties {
+	for addr := range r.roles {
 		if a := byAddr[addr]; a != nil && len(a.Interfaces) > 0 || !mine(addr) {
 			continue
 		}

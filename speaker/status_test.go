@@ -27,7 +27,8 @@ func statusWorld(t *testing.T) (*world, *status, client.Client) {
 	w := newWorld(t)
 	w.set(node("a", "192.0.2.11"))
 	c := fake.NewClientBuilder().WithScheme(w.informers.Scheme).WithStatusSubresource(&v1beta1.Speaker{}).Build()
-	s := newStatus(statusConfig{client: c, log: slog.New(slog.DiscardHandler), reconciler: w.r})
+	s := newStatus(statusConfig{client: c, log: slog.New(slog.DiscardHandler), reconciler: w.r,
+		told: func() ([]members.Link, []string) { return nil, nil }})
 	return w, s, c
 }
 
@@ -58,7 +59,7 @@ var (
 	}
 )
 
-// Who ends says so: what it wrote last would be believed for ever. Where it can be joined, fellows go on to know.
+// Who ends says so: what it wrote last would be believed for ever. Where it can be joined, members go on to know.
 func TestEndedSpeaker(t *testing.T) {
 	_, s, c := statusWorld(t)
 	s.end() // it has never written anything: nor does it now
@@ -75,7 +76,7 @@ func TestEndedSpeaker(t *testing.T) {
 		t.Errorf("ended: %+v", got)
 	}
 	if len(got.Addresses) != 1 || len(got.HardwareAddresses) != 1 {
-		t.Errorf("ended, and fellows cannot find it any more: %+v", got)
+		t.Errorf("ended, and members cannot find it any more: %+v", got)
 	}
 	s.put(t, active)
 	if got := read(t, c).Status; len(got.Missing) != 1 || got.Conditions[0].Reason != "Ready" {
@@ -182,20 +183,21 @@ func TestGuardedCondition(t *testing.T) {
 	}
 }
 
-// The interfaces that a speaker writes are those that it tells the others, by which all decide: not those that it could
-// not tell, and with what is said of each.
+// The interfaces that a speaker writes are those that it tells the others, by which all decide: those that it could
+// not tell are a problem.
 func TestInterfacesAreThoseThatAreTold(t *testing.T) {
 	_, s, _ := statusWorld(t)
 	log := slog.New(slog.DiscardHandler)
 	s.layer2, s.bgp, s.guard = layer2.New(layer2.Config{Log: log}), bgp.New(bgp.Config{Log: log}), guard.New(guard.Config{Log: log})
 	s.missing = func(time.Time) ([]string, int32, time.Duration) { return nil, 0, 0 }
-	s.members = func() members.View {
-		return members.View{Members: []members.Member{
-			{Name: "a", Meta: members.Meta{Cut: true, Links: []members.Link{{Name: "eth0", Carrier: true}, {Name: "br-x", Excluded: true}}}},
-			{Name: "b", Meta: members.Meta{Links: []members.Link{{Name: "eth7"}}}},
-		}}
+	s.members = func() members.View { return members.View{} }
+	s.told = func() ([]members.Link, []string) {
+		return []members.Link{{Name: "eth0", Carrier: true}, {Name: "br-x", Excluded: true}}, []string{"eth7"}
 	}
 	got := s.current()
+	if len(got.Problems) != 1 || got.Problems[0].Object != "Node/a" || !strings.Contains(got.Problems[0].Message, "eth7") {
+		t.Errorf("an interface is left out, and problems are %v", got.Problems)
+	}
 	if fmt.Sprint(got.Interfaces, got.InterfacesDown, got.InterfacesNamedOnly) != "[eth0 br-x] [br-x] [br-x]" {
 		t.Errorf("%q, down %q, named only %q", got.Interfaces, got.InterfacesDown, got.InterfacesNamedOnly)
 	}

@@ -619,17 +619,23 @@ func factsOf(n *corev1.Node, o Options) *Node {
 			f.PodCIDRs = append(f.PodCIDRs, p.Masked())
 		}
 	}
+	f.Addresses, f.others = AddressesOf(n)
+	return f
+}
+
+// AddressesOf are the addresses of a node: its InternalIPs, and the others.
+func AddressesOf(n *corev1.Node) (internal, others []netip.Addr) {
 	for _, a := range n.Status.Addresses {
 		addr, err := netip.ParseAddr(a.Address)
 		switch {
 		case err != nil:
 		case a.Type == corev1.NodeInternalIP:
-			f.Addresses = append(f.Addresses, addr.Unmap())
+			internal = append(internal, addr.Unmap())
 		default:
-			f.others = append(f.others, addr.Unmap())
+			others = append(others, addr.Unmap())
 		}
 	}
-	return f
+	return internal, others
 }
 
 // NodeOf is what a Node object says of where it may announce, with nothing known of its speaker.

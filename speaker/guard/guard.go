@@ -157,8 +157,9 @@ func (g *Guard) Run(ctx context.Context) error {
 		poke(g.changed)
 	}
 	g.mu.Unlock()
-	var due <-chan time.Time // when to look again
+	var due, rested <-chan time.Time // when to look again, and from when on a change may be looked at
 	var looked time.Time
+	changed := g.changed
 	for {
 		repair := false
 		select {
@@ -166,7 +167,10 @@ func (g *Guard) Run(ctx context.Context) error {
 			return g.apply(k, Want{}, false)
 		case err := <-broken:
 			return fmt.Errorf("guard: watch routing: %w", err)
-		case <-g.changed:
+		case <-rested:
+			rested, changed = nil, g.changed
+			continue
+		case <-changed:
 		case <-touched:
 			if due == nil {
 				due = time.After(time.Until(looked.Add(pause)))
@@ -176,13 +180,17 @@ func (g *Guard) Run(ctx context.Context) error {
 			repair = true
 		}
 		due = nil
+		start := time.Now()
 		g.mu.Lock()
 		want := g.want
 		g.mu.Unlock()
 		if want != nil && g.apply(k, *want, repair) != nil {
 			due = time.After(pause)
 		}
-		looked = time.Now()
+		// A look costs what there is, not what has changed: where prefixes come one after the other, several wait for one.
+		if looked = time.Now(); !repair {
+			rested, changed = time.After(10*looked.Sub(start)), nil
+		}
 	}
 }
 

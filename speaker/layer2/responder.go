@@ -230,7 +230,14 @@ func (r *Responder) Set(want []Address) {
 			r.unwish(addr)
 		}
 	}
-	for addr, h := range r.held { // Judge may think otherwise of those who claim it by now
+	r.mu.Unlock()
+	r.Rejudge()
+}
+
+// Rejudge has Judge asked again about all who claim addresses of the set: for a caller who has learned who they are.
+func (r *Responder) Rejudge() {
+	r.mu.Lock()
+	for addr, h := range r.held {
 		if len(h.holders)+len(h.lost)+len(h.foreign) > 0 {
 			r.dirty[addr] = true
 		}

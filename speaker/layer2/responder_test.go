@@ -444,6 +444,36 @@ func TestFloodHidesNoMember(t *testing.T) {
 	})
 }
 
+// A host that turns out to be a member is no conflict any more, once Judge is asked again.
+func TestRejudge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAir()
+		var known atomic.Bool
+		s := a.station(t, 2, Config{Refresh: -1, Judge: func(Claim) Verdict {
+			if known.Load() {
+				return Defend
+			}
+			return Foreign
+		}})
+		s.set(Address{Addr: vip4})
+		f, err := announcement(vip4, mac(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.transmit(f[0])
+		synctest.Wait()
+		if got := s.address(vip4.String()).Conflicts; len(got) != 1 || got[0].MAC != mac(1) {
+			t.Fatalf("conflicts with a host that nobody knows: %v", got)
+		}
+		known.Store(true)
+		s.Rejudge()
+		synctest.Wait()
+		if got := s.address(vip4.String()).Conflicts; len(got) != 0 {
+			t.Errorf("it is known for a member, and conflicts are %v", got)
+		}
+	})
+}
+
 // A member that is there and does not answer for one of its addresses keeps the others.
 func TestOneAddressUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

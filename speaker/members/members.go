@@ -30,7 +30,7 @@ type Profile struct {
 	// ProbeTimeout is how long the answer to a direct check may take; then others are asked to check as well. At most
 	// 0.4 of ProbeInterval.
 	ProbeTimeout time.Duration
-	// SuspicionMult: a fellow that did not answer is dead after SuspicionMult × log10(number of speakers, at least 10) ×
+	// SuspicionMult: a member that did not answer is dead after SuspicionMult × log10(number of speakers, at least 10) ×
 	// ProbeInterval unless it objects.
 	SuspicionMult int
 	// GossipInterval is the time between two rounds of news to members.
@@ -363,7 +363,7 @@ func (c *Cluster) listConfig(t memberlist.Transport) *memberlist.Config {
 	l.EnableCompression = false
 	// A node that comes back with another address has its old name, which is refused for that long after its death.
 	l.DeadNodeReclaimTime = time.Second
-	d := &delegate{c}
+	d := &delegate{c: c}
 	l.Delegate, l.Events, l.Conflict = d, d, d
 	l.Logger = log.New(&chatter{log: c.log}, "", 0)
 	return l
@@ -545,7 +545,10 @@ func (c *Cluster) notifyLoop(ctx context.Context) {
 }
 
 // delegate is what memberlist calls, often with its lock held: nothing here calls back.
-type delegate struct{ c *Cluster }
+type delegate struct {
+	c      *Cluster
+	warned time.Time // that two speakers have one name
+}
 
 func (d *delegate) NodeMeta(int) []byte {
 	d.c.mu.Lock()
@@ -557,7 +560,14 @@ func (d *delegate) NotifyJoin(n *memberlist.Node)   { d.c.alive(n) }
 func (d *delegate) NotifyUpdate(n *memberlist.Node) { d.c.alive(n) }
 func (d *delegate) NotifyLeave(n *memberlist.Node)  { d.c.gone(n) }
 
+// NotifyConflict is called with each message that says so, with memberlist's lock held.
 func (d *delegate) NotifyConflict(existing, other *memberlist.Node) {
+	const rest = time.Minute
+	if now := time.Now(); now.Sub(d.warned) >= rest {
+		d.warned = now
+	} else {
+		return
+	}
 	d.c.log.Warn("members: two speakers have the same name", "name", existing.Name, "known", existing.Address(), "refused", other.Address())
 }
 

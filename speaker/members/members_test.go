@@ -121,7 +121,7 @@ func TestJoinAndLeave(t *testing.T) {
 	all := newFleet(t, 3).startAll()
 	for _, s := range all {
 		if !s.View().Joined {
-			t.Errorf("%s sees its fellows and is not joined", s.config.Name)
+			t.Errorf("%s sees its members and is not joined", s.config.Name)
 		}
 	}
 	all[2].stop()
@@ -142,7 +142,7 @@ func TestJoined(t *testing.T) {
 		s := f.start(config)
 		s.sees("node-0")
 		s.SetPeers(f.peers)
-		eventually(t, "the absent fellow was tried", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.absent[f.peers[1]].tries > 0 })
+		eventually(t, "the absent member was tried", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.absent[f.peers[1]].tries > 0 })
 		if s.View().Joined {
 			t.Error("joined before the time was over")
 		}
@@ -152,12 +152,12 @@ func TestJoined(t *testing.T) {
 		s = f.start(config)
 		s.sees("node-0")
 		if s.View().Joined {
-			t.Error("joined before it was known where fellows can be")
+			t.Error("joined before it was known where members can be")
 		}
 		s.SetPeers(f.peers)
 		eventually(t, "joined alone", func() bool { return s.View().Joined })
 	})
-	t.Run("found by a fellow", func(t *testing.T) {
+	t.Run("found by a member", func(t *testing.T) {
 		f := newFleet(t, 2)
 		config := f.config(0)
 		config.Profile = Fast()
@@ -167,7 +167,7 @@ func TestJoined(t *testing.T) {
 		b.SetPeers(f.peers)
 		a.sees("node-0", "node-1")
 		if !a.View().Joined {
-			t.Error("has a fellow and is not joined")
+			t.Error("has a member and is not joined")
 		}
 	})
 }
@@ -202,7 +202,7 @@ func TestMeta(t *testing.T) {
 	<-changes
 }
 
-// A speaker that starts again under its name is known again at once, though its fellows remember an older life with a
+// A speaker that starts again under its name is known again at once, though its members remember an older life with a
 // higher incarnation, whether it took leave or not.
 func TestRestart(t *testing.T) {
 	all := newFleet(t, 3).startAll()
@@ -265,7 +265,7 @@ func TestKeyRotation(t *testing.T) {
 			if err := s.SetKeys(step); err != nil {
 				t.Fatal(err)
 			}
-			// Every fellow hears of it while the others may still use the other key.
+			// Every member hears of it while the others may still use the other key.
 			s.SetMeta(Meta{Links: []Link{{Name: fmt.Sprintf("step%d%d", len(step), i)}}})
 			for _, other := range all {
 				eventually(t, "news under mixed keys", func() bool {
@@ -277,13 +277,13 @@ func TestKeyRotation(t *testing.T) {
 		}
 	}
 	if gone.Load() > 0 {
-		t.Error("a fellow was lost while keys were changed")
+		t.Error("a member was lost while keys were changed")
 	}
 
-	stranger := &fleet{t: t, net: tests.Load(), key: old}
-	config := stranger.config(9)
+	outsider := &fleet{t: t, net: tests.Load(), key: old}
+	config := outsider.config(9)
 	config.Name = "late"
-	late := stranger.start(config)
+	late := outsider.start(config)
 	late.SetPeers(all[0].allPeers())
 	eventually(t, "the old key is refused", func() bool { late.mu.Lock(); defer late.mu.Unlock(); return len(late.absent) == 3 })
 	if got := all[0].names(); got != "node-0 node-1 node-2" {

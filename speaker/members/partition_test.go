@@ -75,7 +75,7 @@ func TestCrash(t *testing.T) {
 	all[1].sees("node-0", "node-1")
 	all[2].sees("node-2")
 	if !all[2].View().Joined {
-		t.Error("a speaker that lost its fellows is to go on as joined")
+		t.Error("a speaker that lost its members is to go on as joined")
 	}
 	wire.mend()
 	for _, s := range all {

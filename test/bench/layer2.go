@@ -534,7 +534,7 @@ func busy(ctx context.Context, b *bench) error {
 		last[h.addr] = h.host
 	}
 	f.add(float64(wrong))
-	f.note = fmt.Sprintf("%d speakers taken for dead by gossip meanwhile", b.since(mark, "fellow is gone"))
+	f.note = fmt.Sprintf("%d speakers taken for dead by gossip meanwhile", b.since(mark, "members: gone"))
 	return nil
 }
 

@@ -14,10 +14,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// scaleStages are figures that follow from size: of the cluster, and of what changes in it. Those of events come from
-// BenchmarkScale in the speaker's folder, for which no lab has to have a thousand nodes.
+// scaleStages are figures that follow from size: of the cluster, and of what changes in it. Those of events and of
+// the group come from Go benchmarks, for which no lab has to have a thousand nodes.
 var scaleStages = []stage{
-	{setup{}, []row{{"events", events}}},
+	{setup{}, []row{{"events", events}, {"group", group}}},
 	{setup{name: "benchscale", nodes: 3, config: scaleConfig, ready: func(context.Context, *bench) error { return nil }}, []row{
 		{"resident", resident},
 		{"flap", flap},
@@ -41,28 +41,56 @@ spec: {ipAddressPools: [spread], interfaces: [eth0]}
 func events(ctx context.Context, b *bench) error {
 	wanted := map[string]float64{"endpoints/Cluster": 0.2, "endpoints/Local": 0.2, "endpoints/nowhere": 0.02, "labels": 20}
 	for range min(3, b.trials) {
-		out, err := exec.CommandContext(ctx, "go", "test", "-run=^$", "-bench=^BenchmarkScale$", "-benchtime=300x", "./speaker").CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		for _, line := range strings.Split(string(out), "\n") {
-			fields := strings.Fields(line)
-			if len(fields) < 2 || !strings.HasPrefix(fields[0], "BenchmarkScale/") {
-				continue
-			}
-			name := regexp.MustCompile(`-\d+$`).ReplaceAllString(strings.TrimPrefix(fields[0], "BenchmarkScale/"), "")
-			value := map[string]float64{}
-			for i := 2; i+1 < len(fields); i += 2 {
-				value[fields[i+1]], _ = strconv.ParseFloat(fields[i], 64)
-			}
+		err := goBench(ctx, "./speaker", "Scale", "300x", func(name string, value map[string]float64) {
 			how, what, _ := strings.Cut(name, "/")
 			if what == "first" {
 				b.rowOf("first decision, 1,000 nodes, 10,000 Services, "+how, "max 1000 ms", "ms", 1000).add(value["ms"])
 				b.rowOf("heap after it, "+how, "max 80 MiB", "MiB", 80).add(value["MiB"])
-				continue
+				return
 			}
 			b.rowOf("one event, "+what+", "+how, fmt.Sprintf("max %g ms", wanted[what]), "ms", wanted[what]).fine(value["ns-of-a-core/op"] / 1e6)
+		})
+		if err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// group measures what the group of speakers costs: when it starts, and when somebody floods its port.
+func group(ctx context.Context, b *bench) error {
+	for range min(3, b.trials) {
+		err := goBench(ctx, "./speaker/members", "(StartTogether|Garbage)", "1x", func(name string, value map[string]float64) {
+			if who, garbage := strings.CutPrefix(name, "Garbage/"); garbage {
+				b.rowOf("heap above idle, 500 connections of garbage from a "+map[string]string{"node": "node", "other": "host that is none"}[who], "max 16 MiB", "MiB", 16).add(value["MiB-heap"])
+				return
+			}
+			b.rowOf("full exchanges when 40 speakers start together", "max 120", "", 120).add(value["exchanges"])
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// goBench runs Go benchmarks, and hands over what each printed, by unit. Their names are without Benchmark and Scale.
+func goBench(ctx context.Context, pkg, name, times string, each func(name string, value map[string]float64)) error {
+	out, err := exec.CommandContext(ctx, "go", "test", "-run=^$", "-bench=^Benchmark"+name+"$", "-benchtime="+times, pkg).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	for _, line := range strings.Split(string(out), "\n") {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || !strings.HasPrefix(fields[0], "Benchmark") {
+			continue
+		}
+		name := regexp.MustCompile(`-\d+$`).ReplaceAllString(strings.TrimPrefix(fields[0], "Benchmark"), "")
+		value := map[string]float64{}
+		for i := 2; i+1 < len(fields); i += 2 {
+			value[fields[i+1]], _ = strconv.ParseFloat(fields[i], 64)
+		}
+		each(strings.TrimPrefix(name, "Scale/"), value)
 	}
 	return nil
 }

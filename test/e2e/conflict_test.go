@@ -17,7 +17,7 @@ import (
 	"github.com/clarionlb/clarion/test/lab"
 )
 
-// contested is a small pool on the LAN. It has two addresses of each family, of which a stranger is to use the first.
+// contested is a small pool on the LAN. It has two addresses of each family, of which a foreign host is to use the first.
 const contested = `
 apiVersion: clarionlb.io/v1beta1
 kind: IPAddressPool
@@ -32,8 +32,8 @@ metadata: {name: contested}
 spec: {ipAddressPools: [contested], interfaces: [eth0]}
 `
 
-// strangerHas has the client on the LAN use addresses until the test ends or gone is called.
-func strangerHas(t *testing.T, addrs ...netip.Addr) (gone func()) {
+// foreignHas has the client on the LAN use addresses until the test ends or gone is called.
+func foreignHas(t *testing.T, addrs ...netip.Addr) (gone func()) {
 	t.Helper()
 	command := func(verb string, a netip.Addr) []string {
 		c := []string{"ip", "address", verb, world.Alone(a).String(), "dev", "eth0"}
@@ -61,13 +61,13 @@ func strangerHas(t *testing.T, addrs ...netip.Addr) (gone func()) {
 	return gone
 }
 
-// A Service whose addresses a stranger on the LAN uses gets others and is served there; the contested ones are in
-// quarantine. A Service that asks for just such an address has it, is told who uses it, and is served once the stranger
+// A Service whose addresses a foreign host on the LAN uses gets others and is served there; the contested ones are in
+// quarantine. A Service that asks for just such an address has it, is told who uses it, and is served once that host
 // is gone.
 func TestStrangersAddress(t *testing.T) {
 	taken4, taken6 := netip.MustParseAddr("192.0.2.252"), netip.MustParseAddr("2001:db8::400")
 	asked := netip.MustParseAddr("192.0.2.250")
-	gone := strangerHas(t, taken4, taken6, asked)
+	gone := foreignHas(t, taken4, taken6, asked)
 	if err := cluster.Apply(t.Context(), contested); err != nil {
 		t.Fatal(err)
 	}
@@ -115,11 +115,11 @@ func TestStrangersAddress(t *testing.T) {
 	}
 
 	gone()
-	// A speaker asks a stranger twice a minute whether it is still there.
+	// A speaker asks a foreign host twice a minute whether it is still there.
 	err := lab.Eventually(t.Context(), time.Minute, func() error {
 		who, err := cluster.WhoHas("client", asked, 300*time.Millisecond)
 		if err == nil && len(who) != 1 {
-			err = fmt.Errorf("%s is answered by %v, want one node, now that the stranger is gone", asked, who)
+			err = fmt.Errorf("%s is answered by %v, want one node, now that the foreign host is gone", asked, who)
 		}
 		return err
 	})
