@@ -104,10 +104,10 @@ type Book struct {
 	routed map[session]*routed
 
 	touched map[netip.Addr]bool
-	compare map[string]bool // nodes whose digests have to be compared
+	compare map[string]bool  // nodes whose digests have to be compared
 	doubted map[session]bool // the same for sessions, and those whose digests are not what they should be
-	stale   map[*group]bool // to be evaluated anew
-	whole   bool            // all speakers together say the digest that they should
+	stale   map[*group]bool  // to be evaluated anew
+	whole   bool             // all speakers together say the digest that they should
 }
 
 // address is what is known of one.

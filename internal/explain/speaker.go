@@ -18,7 +18,7 @@ type speaker struct {
 	latest     map[netip.Addr]bool
 	unanswered map[netip.Addr]string // by why
 	besides    map[netip.Addr]bool
-	more       int // exceptions that are not named
+	more       int  // exceptions that are not named
 	silent     bool // of an earlier release: it does not say what it answers
 	sessions   map[string]state
 	digests    map[string]digest.Sum // of what is announced in them

@@ -165,8 +165,8 @@ func speakerDies(ctx context.Context, b *bench) error {
 func usual(i int) v1beta1.SpeakerStatus {
 	s := v1beta1.SpeakerStatus{
 		Version: "v1.0.0", Addresses: []string{fmt.Sprintf("192.0.2.%d", i)}, HardwareAddresses: []string{fmt.Sprintf("02:00:00:00:00:%02x", i)}, Interfaces: []string{"eth0"},
-		LocalNetwork:     &v1beta1.Layer2Status{Answered: 10, Digest: "4b8feb9364512928"},
-		Conditions: []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "announcing", LastTransitionTime: metav1.Now()}},
+		LocalNetwork: &v1beta1.Layer2Status{Answered: 10, Digest: "4b8feb9364512928"},
+		Conditions:   []metav1.Condition{{Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "announcing", LastTransitionTime: metav1.Now()}},
 	}
 	for k := range 10 {
 		s.LocalNetwork.Latest = append(s.LocalNetwork.Latest, fmt.Sprintf("198.18.%d.%d", i, k))
