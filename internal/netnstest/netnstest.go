@@ -57,9 +57,13 @@ func (ns Namespace) OK(args ...string) bool {
 	return exec.Command("ip", append([]string{"netns", "exec", ns.Name}, args...)...).Run() == nil
 }
 
-// IP runs ip(8) inside, with the words of a line as arguments.
+// IP runs ip(8) inside, with the words of a line as arguments. An IPv6 address that it adds is usable when it returns: even
+// without duplicate address detection the kernel would take a moment.
 func (ns Namespace) IP(t testing.TB, line string) string {
 	t.Helper()
+	if strings.HasPrefix(line, "addr add ") && strings.Contains(line, ":") && !strings.Contains(line, "nodad") {
+		line += " nodad"
+	}
 	return Command(t, append([]string{"ip", "-n", ns.Name}, strings.Fields(line)...)...)
 }
 
