@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -41,6 +42,8 @@ const (
 	// poolStatusDelay is how long changes of the numbers are collected before they are written.
 	poolStatusDelay = 500 * time.Millisecond
 	poolStatusRetry = 5 * time.Second
+	// poolWriteTimeout is how long a write of one pool's numbers may take.
+	poolWriteTimeout = 5 * time.Second
 )
 
 // maxResting is how many resting addresses a pool's status lists.
@@ -59,15 +62,15 @@ type pools struct {
 	queued  chan struct{} // closed when there is a queue
 	mu      sync.Mutex
 	queue   queue
-	current []string                                // the specs that services has, by UID and generation, and what of them the cluster has itself
-	written map[string]*v1beta1.IPAddressPoolStatus // by pool, as this controller wrote it last
-	moved   bool                                    // the homes of addresses may have
+	current []string            // the specs that services has, by UID and generation, and what of them the cluster has itself
+	written map[string]*written // by pool
+	moved   bool                // the homes of addresses may have
 }
 
 // setupPools adds the reconciler to the manager.
 func setupPools(mgr manager.Manager, svcs *services, log *slog.Logger) (*pools, error) {
-	p := &pools{client: mgr.GetClient(), services: svcs, log: log, queued: make(chan struct{}), written: map[string]*v1beta1.IPAddressPoolStatus{}}
-	svcs.changed, svcs.pools = p.later, p.read
+	p := &pools{client: mgr.GetClient(), services: svcs, log: log, queued: make(chan struct{}), written: map[string]*written{}}
+	svcs.changed, svcs.waits, svcs.pools = p.later, p.soon, p.read
 	_, err := mgr.GetRESTMapper().RESTMapping(networkingv1.SchemeGroupVersion.WithKind("ServiceCIDR").GroupKind(), "v1")
 	if err != nil && !meta.IsNoMatchError(err) {
 		return nil, err
@@ -132,7 +135,7 @@ func (p *pools) edited(o *v1beta1.IPAddressPool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	was := p.written[o.Name]
-	return was == nil || !equality.Semantic.DeepEqual(*was, o.Status)
+	return was == nil || !equality.Semantic.DeepEqual(was.status, o.Status)
 }
 
 // move notes that addresses may have other homes.
@@ -147,7 +150,7 @@ func (p *pools) move() bool {
 func (p *pools) lead(leads bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.current, p.moved, p.written = nil, true, map[string]*v1beta1.IPAddressPoolStatus{}
+	p.current, p.moved, p.written = nil, true, map[string]*written{}
 	if leads {
 		p.queue.Add(allPools)
 	}
@@ -158,6 +161,31 @@ func (p *pools) later() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.queue.AddAfter(allPools, poolStatusDelay)
+}
+
+// soon has the numbers written at once.
+func (p *pools) soon() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue.Add(allPools)
+}
+
+// written is the status of a pool as this controller wrote it last.
+type written struct {
+	status  v1beta1.IPAddressPoolStatus
+	version string // of the pool with it; "" while it is being written, or if that failed
+}
+
+// found is a pool's status, which the cache may know later than this controller.
+func (p *pools) found(o *v1beta1.IPAddressPool) *v1beta1.IPAddressPoolStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.written[o.Name]; w != nil && w.version != "" {
+		if c, err := resourceversion.CompareResourceVersion(o.ResourceVersion, w.version); err == nil && c < 0 {
+			return &w.status
+		}
+	}
+	return &o.Status
 }
 
 // read is the pools in the cache, and what they mean beside the addresses that the cluster has.
@@ -228,17 +256,26 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		return reconcile.Result{}, err
 	}
 	again := reconcile.Result{RequeueAfter: p.services.quarantine(claims)}
-	usage := p.services.usage()
+	before := map[string]*v1beta1.IPAddressPoolStatus{}
+	for i := range list.Items {
+		before[list.Items[i].Name] = p.found(&list.Items[i])
+	}
+	usage := p.services.usageOn(before)
 	for i := range list.Items {
 		o := &list.Items[i]
 		status := p.status(o, set, usage[o.Name])
-		if equality.Semantic.DeepEqual(o.Status, status) {
+		if equality.Semantic.DeepEqual(*before[o.Name], status) && !p.services.unsure(o.Name, &status) {
 			continue
 		}
-		p.mu.Lock()
-		p.written[o.Name] = &status
-		p.mu.Unlock()
-		if err := p.write(ctx, o, status); err != nil {
+		p.note(o.Name, &written{status: status})
+		version, err := p.write(ctx, o, status)
+		if err == nil {
+			p.note(o.Name, &written{status, version})
+		}
+		if !errors.Is(err, errNotLeader) && !apierrors.IsNotFound(err) {
+			p.services.wrote(o.Name, &status, err)
+		}
+		if err != nil {
 			again.RequeueAfter = poolStatusRetry
 			if !apierrors.IsNotFound(err) && !errors.Is(err, errNotLeader) {
 				p.services.counters.writeErrors.WithLabelValues("IPAddressPool").Inc()
@@ -247,6 +284,12 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		}
 	}
 	return again, nil
+}
+
+func (p *pools) note(name string, w *written) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.written[name] = w
 }
 
 // taken is the addresses of nodes and the ranges of Services' cluster addresses, in a fixed order.
@@ -366,11 +409,13 @@ func idleReservations(this *pool.Pool, set *pool.Set) (out []string) {
 	return out
 }
 
-// write writes a whole status: this controller is its only writer.
-func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1beta1.IPAddressPoolStatus) error {
+// write writes a whole status, of which this controller is the only writer, and returns the pool's version with it.
+func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1beta1.IPAddressPoolStatus) (version string, err error) {
 	if !p.services.holds() {
-		return errNotLeader
+		return "", errNotLeader
 	}
+	ctx, cancel := context.WithTimeout(ctx, poolWriteTimeout)
+	defer cancel()
 	b, err := json.Marshal(map[string]any{"status": struct {
 		v1beta1.IPAddressPoolStatus
 		Quarantined []string                 `json:"quarantined"` // null where there is none: the patch removes the list
@@ -378,8 +423,105 @@ func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1be
 		Resting     []v1beta1.RestingAddress `json:"resting"`
 	}{status, status.Quarantined, status.Kept, status.Resting}})
 	if err != nil {
-		return err
+		return "", err
 	}
 	target := &v1beta1.IPAddressPool{ObjectMeta: metav1.ObjectMeta{Name: o.Name}}
-	return p.client.Status().Patch(ctx, target, client.RawPatch(types.MergePatchType, b))
+	err = p.client.Status().Patch(ctx, target, client.RawPatch(types.MergePatchType, b))
+	return target.ResourceVersion, err
+}
+
+// A pool cannot be deleted while its status counts addresses. So a Service's status names no first address of a pool before
+// the pool's status counts one, which stays so until no Service's status names any.
+
+// count is whether a pool's status counts addresses.
+type count struct {
+	some  bool         // it does, and will until usageOn says that there are none
+	err   error        // why it could not be written
+	waits map[key]bool // Services whose addresses it is to count first
+}
+
+func countsSome(s *v1beta1.IPAddressPoolStatus) bool {
+	return s.AssignedIPv4 > 0 || s.AssignedIPv6 > 0 || len(s.Kept) > 0
+}
+
+// counted says whether a Service's status may name its addresses. If not, the Service waits for a pool's status, or the
+// error is why that cannot be written.
+func (s *services) counted(svc *corev1.Service, res *ipam.Result) (bool, error) {
+	if sameIngress(svc, res.Addresses()) {
+		return true, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range res.Assigned {
+		c := s.poolCounts[a.Pool]
+		if a.Pool == "" || c != nil && c.some {
+			continue
+		}
+		if c == nil {
+			c = &count{}
+			s.poolCounts[a.Pool] = c
+		}
+		if c.waits == nil {
+			c.waits = map[key]bool{}
+		}
+		c.waits[client.ObjectKeyFromObject(svc)] = true
+		if c.err != nil { // it is tried again without a Service that asks for it
+			return false, fmt.Errorf("%s is given when the status of pool %s can be written: %w", a.Address, a.Pool, c.err)
+		}
+		s.waits()
+		return false, nil
+	}
+	return true, nil
+}
+
+// usageOn is usage, to be written over statuses. From now on nothing is published from a pool whose status counts none, or
+// is to.
+func (s *services) usageOn(statuses map[string]*v1beta1.IPAddressPoolStatus) map[string]*ipam.Usage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	usage := s.table.Usage()
+	for name, c := range s.poolCounts {
+		u, status := usage[name], statuses[name]
+		switch {
+		case u == nil || status == nil: // deleted
+			s.look(c)
+			delete(s.poolCounts, name)
+		case !countsSome(status) || u.Assigned == [2]int64{} && len(u.Kept) == 0:
+			c.some = false
+		}
+	}
+	return usage
+}
+
+// unsure says whether a status that counts addresses may not be what the API server has, though the cache says so.
+func (s *services) unsure(name string, status *v1beta1.IPAddressPoolStatus) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.poolCounts[name]
+	return countsSome(status) && (c == nil || !c.some)
+}
+
+// wrote takes in that the status of a pool is written, or why not. The Services that waited for it are looked at.
+func (s *services) wrote(name string, status *v1beta1.IPAddressPoolStatus, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.poolCounts[name]
+	if c == nil {
+		c = &count{}
+		s.poolCounts[name] = c
+	}
+	if c.err = err; err == nil {
+		c.some = countsSome(status)
+	}
+	if c.some || err != nil {
+		s.look(c)
+	}
+}
+
+// look has those looked at that wait for c. s.mu must be held.
+func (s *services) look(c *count) {
+	for k := range c.waits {
+		s.queue.Add(reconcile.Request{NamespacedName: k})
+	}
+	c.waits = nil
 }

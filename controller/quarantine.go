@@ -163,15 +163,17 @@ func only(heard map[netip.Addr]string) map[netip.Addr]bool {
 	return out
 }
 
-// listed is the addresses that were in quarantine, and those that rested, when the controller before this one wrote last.
-func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr]bool, rests []ipam.Rest, err error) {
+// listed is the addresses that were in quarantine, and those that rested, when the controller before this one wrote last,
+// and which pools' statuses count addresses.
+func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr]bool, rests []ipam.Rest, counts map[string]*count, err error) {
 	var list v1beta1.IPAddressPoolList
 	if err := live.List(ctx, &list); err != nil {
-		return nil, nil, fmt.Errorf("list IPAddressPools: %w", err)
+		return nil, nil, nil, fmt.Errorf("list IPAddressPools: %w", err)
 	}
-	quarantined = map[netip.Addr]bool{}
+	quarantined, counts = map[netip.Addr]bool{}, map[string]*count{}
 	for i := range list.Items {
 		status := &list.Items[i].Status
+		counts[list.Items[i].Name] = &count{some: countsSome(status)}
 		for _, text := range status.Quarantined {
 			if addr, err := netip.ParseAddr(text); err == nil {
 				quarantined[addr] = true
@@ -184,7 +186,7 @@ func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr
 			}
 		}
 	}
-	return quarantined, rests, nil
+	return quarantined, rests, counts, nil
 }
 
 // sameReports says whether two statuses of a speaker are alike in what claimsIn reads.

@@ -65,6 +65,7 @@ type services struct {
 	events   events.EventRecorder
 	log      *slog.Logger
 	changed  func()                                                               // called when the pools' numbers may have changed
+	waits    func()                                                               // called when a Service waits for a pool's numbers to be written
 	pools    func(context.Context) (*v1beta1.IPAddressPoolList, *pool.Set, error) // as the cache has them
 
 	queued chan struct{} // closed when there is a queue
@@ -80,18 +81,19 @@ type services struct {
 
 // memory is what a controller knows while it leads, and forgets when it no longer does: another one writes then.
 type memory struct {
-	table     *ipam.Table
-	plan      *announce.View                      // of the local network, by which the table chooses; nil: none
-	versions  map[key]string                      // resourceVersion of each Service as this controller last read or wrote it itself
-	failures  map[key]failure                     // of the last write
-	contests  map[key]*contest                    // Services whose addresses somebody else rewrites
-	announced map[netip.Addr]key                  // addresses that were announced, and for which Service last
-	reports   map[string]map[netip.Addr]time.Time // by node: the addresses that are in quarantine on its word, and since when it is silent
+	table      *ipam.Table
+	plan       *announce.View                      // of the local network, by which the table chooses; nil: none
+	versions   map[key]string                      // resourceVersion of each Service as this controller last read or wrote it itself
+	failures   map[key]failure                     // of the last write
+	contests   map[key]*contest                    // Services whose addresses somebody else rewrites
+	poolCounts map[string]*count                   // by pool
+	announced  map[netip.Addr]key                  // addresses that were announced, and for which Service last
+	reports    map[string]map[netip.Addr]time.Time // by node: the addresses that are in quarantine on its word, and since when it is silent
 }
 
 func newMemory() memory {
 	return memory{
-		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{}, contests: map[key]*contest{},
+		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{}, contests: map[key]*contest{}, poolCounts: map[string]*count{},
 		announced: map[netip.Addr]key{}, reports: map[string]map[netip.Addr]time.Time{},
 	}
 }
@@ -219,7 +221,7 @@ func (s *services) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	past, rests, err := listed(ctx, s.live)
+	past, rests, counts, err := listed(ctx, s.live)
 	if err != nil {
 		return err
 	}
@@ -278,7 +280,7 @@ func (s *services) load(ctx context.Context) error {
 	s.table.Quarantine(past, now) // pools.Reconcile says what is heard now
 	s.table.Load(reqs, now)
 	s.table.Dirty() // every Service is looked at now anyway
-	s.versions = versions
+	s.versions, s.poolCounts = versions, counts
 	s.loaded = true
 	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "quarantined", len(past), "resting", len(rests), "took", time.Since(start))
 	return nil
@@ -380,6 +382,12 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	return s.inTurn(k, func() (reconcile.Result, error) {
 		if wait := s.contested(svc, &res); wait > 0 {
 			return reconcile.Result{RequeueAfter: wait}, nil
+		}
+		if counted, err := s.counted(svc, &res); !counted {
+			if err != nil {
+				_, err = s.retry(ctx, k, err)
+			}
+			return reconcile.Result{}, err // it is looked at again when the status of the pool is written, or cannot be
 		}
 		return s.retry(ctx, k, s.write(ctx, svc, &res))
 	})

@@ -28,7 +28,7 @@ import (
 func newServices(t *testing.T, cached client.Client, live client.Reader, pools ...v1beta1.IPAddressPool) *services {
 	s := &services{
 		client: cached, live: live, class: class{v1beta1.LoadBalancerClass, true}, leads: true, holds: func() bool { return true },
-		events: events.NewFakeRecorder(100), log: slog.New(slog.DiscardHandler), changed: func() {},
+		events: events.NewFakeRecorder(100), log: slog.New(slog.DiscardHandler), changed: func() {}, waits: func() {},
 		loaded: true, turns: newTurns(), born: map[key]time.Time{}, told: map[key]types.UID{}, memory: newMemory(),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]()),
 	}
@@ -37,6 +37,9 @@ func newServices(t *testing.T, cached client.Client, live client.Reader, pools .
 		t.Fatal(err)
 	}
 	s.table.SetPools(setOf(pools), time.Now())
+	for _, p := range pools { // as if others had addresses of it
+		s.poolCounts[p.Name] = &count{some: true}
+	}
 	return s
 }
 

@@ -190,7 +190,7 @@ func (t *Table) plan(i id, f pool.Family, readable bool, now time.Time) (p plan)
 	wanted := len(r.Families) == 0 || slices.Contains(r.Families, f)
 	if h.addr.IsValid() && wanted {
 		j := t.judge(i, h.addr, now)
-		if p.lost = j.lost; p.lost == "" {
+		if p.lost = j.lost; p.lost == "" && (h.shown || j.out == "") { // what nobody has seen is not kept
 			p.keep = j
 		}
 	}
@@ -356,7 +356,11 @@ func (t *Table) adopt(i id, now time.Time) {
 		}
 		seen[f] = true
 		h := &s.have[f]
-		if h.addr == a || h.addr.IsValid() && slices.Contains(s.left, a) {
+		if h.addr == a {
+			h.shown = true
+			continue
+		}
+		if h.addr.IsValid() && slices.Contains(s.left, a) {
 			continue
 		}
 		if h.addr.IsValid() {
@@ -368,6 +372,7 @@ func (t *Table) adopt(i id, now time.Time) {
 		if t.claim(i, a, now) {
 			t.drop(i, f, now)
 			t.hold(i, a)
+			h.shown = true
 		}
 	}
 }

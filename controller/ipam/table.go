@@ -77,8 +77,9 @@ type service struct {
 
 // holding is an address and the pool that it belongs to, or did last.
 type holding struct {
-	addr netip.Addr
-	pool string
+	addr  netip.Addr
+	pool  string
+	shown bool // the Service's status has named it
 }
 
 // tenants is the Services on one address; nearly always there is just one.
@@ -237,6 +238,10 @@ func (t *Table) Published(key types.NamespacedName, current []netip.Addr, now ti
 	}
 	s := &t.services[i]
 	s.req.Current, s.req.Managed, s.notice, s.sent = current, true, "", nil
+	for f := range s.have {
+		h := &s.have[f]
+		h.shown = h.shown || slices.Contains(current, h.addr)
+	}
 	t.leave(i, now)
 	t.settle(now)
 }
