@@ -164,6 +164,7 @@ func TestLoadBeside(t *testing.T) {
 	theirs.Spec.LoadBalancerClass, theirs.Status.LoadBalancer.Ingress = new("example.com/lb"), []corev1.LoadBalancerIngress{{IP: "198.18.0.0"}}
 	outside.Spec.Type, outside.Spec.ExternalIPs = corev1.ServiceTypeClusterIP, []string{"198.18.0.1"}
 	lan := lanPool
+	lan.Status.AssignedIPv4 = 1
 	lan.Status.Resting = []v1beta1.RestingAddress{{Address: "198.18.0.2", Service: "other/gone", Until: metav1.NewTime(time.Now().Add(time.Hour))}}
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme)); err != nil {
