@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"cmp"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -176,6 +177,46 @@ func TestBFDWithBIRD(t *testing.T) {
 				s := n.status(r.ns)
 				return s.State == bgp.Established && s.BFD.State == bfd.Up
 			})
+		})
+	}
+}
+
+// What capabilities BIRD has, or lacks, and what becomes of the session.
+func TestCapabilitiesWithBIRD(t *testing.T) {
+	customer := func(p *bgp.Peer) { p.Customer = true }
+	four := func(p *bgp.Peer) { p.LocalASN = 4200000002 }
+	for _, tt := range []struct {
+		name, session, channels string
+		peer                    func(*bgp.Peer)
+		fails                   string // part of LastError when the session must not come up
+		want                    string // a line of "show route all"
+	}{
+		{name: "role provider", session: birdIPv4 + " local role provider; require roles;", peer: customer},
+		{name: "role customer", session: birdIPv4 + " local role customer;", peer: customer, fails: "the peer has the BGP role 3, not that of a provider (0): sent NOTIFICATION 2/11"},
+		{name: "role required", session: birdIPv4 + " local role provider; require roles;", fails: "received NOTIFICATION 2/11 (OPEN message error, role mismatch)"},
+		{name: "no role", session: birdIPv4, peer: customer},
+		{name: "no capability", session: birdIPv4 + " capabilities off;"},
+		{name: "no capability, but a family that needs one", session: birdIPv6 + " capabilities off;", channels: channel6,
+			peer: func(p *bgp.Peer) { p.Address = placeholder6 }, fails: "the peer carries none of this session's address families: sent NOTIFICATION 2/7"},
+		{name: "AS numbers of two bytes", session: strings.Replace(birdIPv4, "as 65001", "external", 1) + " enable as4 off;", peer: four, want: "BGP.as_path: 4200000002\n"},
+		{name: "no route refresh", session: birdIPv4 + " enable route refresh off;"},
+		{name: "no hold time", session: birdIPv4 + " hold time 0;"},
+		{name: "IPv4 with IPv6 next hops", session: birdIPv6, channels: "ipv4 { import all; export none; extended next hop; };" + channel6,
+			peer: func(p *bgp.Peer) { p.Address, p.DualStack = placeholder6, true }, want: "BGP.next_hop: {node4}\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRouter(t)
+			r.bird(tt.session, cmp.Or(tt.channels, channel4))
+			n := newNode(t, bgp.Config{})
+			n.speaker.Set([]bgp.Session{r.session(tt.peer, routes("203.0.113.1/32", "2001:db8:ffff::/64")...)})
+			if tt.fails != "" {
+				r.eventually(8*time.Second, "the session fails with "+tt.fails, func() bool { return strings.Contains(n.status(r.ns).LastError, tt.fails) })
+				return
+			}
+			n.established(r.ns, 8*time.Second)
+			want := r.expand(cmp.Or(tt.want, "BGP.next_hop: {node4}\n"))
+			r.eventually(3*time.Second, "BIRD has "+want, func() bool { return strings.Contains(r.birdc("show route all 203.0.113.1/32"), want) })
 		})
 	}
 }

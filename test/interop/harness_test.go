@@ -1,4 +1,4 @@
-// Package interop holds the speaker's BGP and BFD against real routers, FRR and BIRD, in network namespaces. What counts
+// Package interop holds the speaker's BGP and BFD against real routers, FRR, BIRD and GoBGP, in network namespaces. What counts
 // is what the router says, not what the speaker says of itself.
 package interop
 
@@ -60,7 +60,7 @@ func TestMain(m *testing.M) {
 
 func inside() int {
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), "CLARION_INTEROP_INSIDE=1")
+	cmd.Env = append(append(os.Environ(), "CLARION_INTEROP_INSIDE=1"), gobgpTools()...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // the death signal is tied to the thread
