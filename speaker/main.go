@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -61,6 +62,7 @@ type options struct {
 	ignoreExclude   bool
 	proxyHealthURL  string
 	drainTime       time.Duration
+	standIn         time.Duration
 	holddown        time.Duration
 	acdProbes       int
 	bmpStations     []string
@@ -83,6 +85,7 @@ func main() {
 	flag.StringVar(&o.proxyHealthURL, "proxy-health-url", "http://127.0.0.1:10256/healthz", "health endpoint of this node's Service proxy, which must be healthy for the node to attract traffic while others can; empty: not asked")
 	flag.DurationVar(&o.proxyGrace, "proxy-health-grace", 15*time.Second, "how long a Service proxy that was healthy may fail its health check, or not answer, before the node should not attract traffic any more; its rules stay in the kernel meanwhile")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
+	flag.DurationVar(&o.standIn, "stand-in-time", time.Minute, "how long other speakers' addresses on the local network are answered for in their words, with the hardware address of their node, while they restart and their node is there, before they are taken over; 0: they are taken over at once")
 	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
 	flag.Func("bmp-station", "host:port of a monitoring station that is told what BGP sessions do and announce (BMP, RFC 7854 and 8671); may be given more than once", func(s string) error {
 		o.bmpStations = append(o.bmpStations, s)
@@ -217,6 +220,7 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 	s.bgp = bgp.New(bgp.Config{Log: log, BFD: s.bfd, OnChange: s.sessionsChanged, OnUpdate: s.updateSent})
 	s.layer2 = layer2.New(layer2.Config{
 		Log: log, Exclude: o.exclude, OnLinks: s.linksChanged, OnChange: s.answersChanged, OnConflict: func(layer2.Conflict) { s.changed() }, Judge: s.judge,
+		StandIn: cmp.Or(o.standIn, -1), Restarting: func(m layer2.MAC) bool { return s.membership.restarting(m) }, Kernel: func(m layer2.MAC) []netip.Addr { return s.membership.addressesOf(m) },
 	})
 	s.guard = guard.New(guard.Config{Log: log, OnChange: s.changed})
 	s.membership = newMembership(membershipConfig{
@@ -390,31 +394,71 @@ func (s *speaker) Start(ctx context.Context) error {
 	return err
 }
 
-// How long an ending speaker waits for others to take over what it owns, and how often it looks.
+// How long an ending speaker waits for others to stand in for it, or to take over what it owns, and how often it looks.
 const (
+	coverTime     = time.Second
 	handOverTime  = 3 * time.Second
 	handOverCheck = 20 * time.Millisecond
 )
 
-// handOver lets other speakers take over the addresses that this one owns on the local network: it tells them that it
-// ends, goes on answering, and yields each address when the next owner is heard to announce it.
+// handOver sees to it that the addresses that this speaker answers for on the local network are answered for when it has
+// ended. If it is to come back, it waits until others stand in for it. Where nobody does, or its node is to be left, it
+// tells them that it ends, goes on answering, and yields each address when the next owner is heard to announce it.
 func (s *speaker) handOver() {
 	if len(s.membership.view().Members) < 2 {
 		return
 	}
+	if s.restarts() {
+		begin := time.Now()
+		s.membership.edit(func(m *members.Meta) { m.Restarting = true })
+		uncovered := func(a layer2.AddressStatus) bool { return a.Covered.Before(begin) }
+		if left, all := s.until(coverTime, uncovered); left == 0 || left < all {
+			s.log.Info("others stand in for this speaker", "addresses", all-left, "of", all)
+			return
+		}
+		s.membership.edit(func(m *members.Meta) { m.Restarting = false })
+	}
 	s.ending.Store(true)
 	s.membership.edit(func(m *members.Meta) { m.Draining = true })
-	deadline := time.After(handOverTime)
-	for tick := time.NewTicker(handOverCheck); ; {
-		answering := slices.ContainsFunc(s.layer2.Status().Addresses, func(a layer2.AddressStatus) bool { return a.State == layer2.Answering })
-		if !answering {
-			return
+	if left, _ := s.until(handOverTime, func(layer2.AddressStatus) bool { return true }); left > 0 {
+		s.log.Warn("not every address was taken over by another speaker", "addresses", left)
+	}
+}
+
+// restarts says whether a speaker that is told to end is likely to come back to a node that forwards on meanwhile: the node
+// is fit, and not being shut down, which kubelet says by a node that is not ready.
+func (s *speaker) restarts() bool {
+	s.snapshot.Lock()
+	defer s.snapshot.Unlock()
+	if s.snapshot.View().Config == nil {
+		return false // nothing was decided yet
+	}
+	node := s.snapshot.View().Nodes[s.o.node]
+	return node != nil && node.Gate == "" && node.Excluded == "" && !s.snapshot.NotReady(s.o.node)
+}
+
+// until waits until no address is pending of all that are answered for, at most for a time, and says how many are.
+func (s *speaker) until(most time.Duration, pending func(layer2.AddressStatus) bool) (left, all int) {
+	deadline := time.After(most)
+	tick := time.NewTicker(handOverCheck)
+	defer tick.Stop()
+	for {
+		left, all = 0, 0
+		for _, a := range s.layer2.Status().Addresses {
+			if a.State == layer2.Answering {
+				all++
+				if pending(a) {
+					left++
+				}
+			}
+		}
+		if left == 0 {
+			return left, all
 		}
 		select {
 		case <-tick.C:
 		case <-deadline:
-			s.log.Warn("not every address was taken over by another speaker")
-			return
+			return left, all
 		}
 	}
 }

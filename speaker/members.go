@@ -41,6 +41,7 @@ type membership struct {
 	membershipConfig
 	restart  chan struct{}                          // there is a cluster to run, in place of the one before
 	hardware atomic.Pointer[map[layer2.MAC]station] // what is known to be a node's
+	restarts atomic.Pointer[map[string]bool]        // nodes whose speakers say that they restart
 
 	mu       sync.Mutex
 	cluster  *members.Cluster        // nil until it is known at which address, with which keys, and what to tell
@@ -82,6 +83,7 @@ func newMembership(config membershipConfig) *membership {
 	}
 	m.members.OnChange = func() { m.take(m.view()) }
 	m.hardware.Store(&map[layer2.MAC]station{})
+	m.restarts.Store(&map[string]bool{})
 	return m
 }
 
@@ -250,6 +252,19 @@ func (m *membership) nodeOf(mac layer2.MAC) string {
 	return s.node
 }
 
+// restarting says whether the speaker of the node that has a hardware address says that it restarts. It takes no lock.
+func (m *membership) restarting(mac layer2.MAC) bool {
+	restarts := *m.restarts.Load()
+	return len(restarts) > 0 && restarts[m.nodeOf(mac)]
+}
+
+// addressesOf are those of the node that has a hardware address.
+func (m *membership) addressesOf(mac layer2.MAC) []netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nodes[m.nodeOf(mac)]
+}
+
 func (m *membership) peers() []netip.AddrPort {
 	var out []netip.AddrPort
 	for name, addrs := range m.nodes {
@@ -369,9 +384,12 @@ func (m *membership) take(view members.View) {
 		m.mu.Unlock()
 		return // it joins again, with another address: what was known stays until it knows more
 	}
-	alive, ready, known, here, moved := map[string]snapshot.Member{}, false, false, map[string]bool{}, false
+	alive, ready, known, here, moved, restarts := map[string]snapshot.Member{}, false, false, map[string]bool{}, false, map[string]bool{}
 	for _, one := range view.Members {
 		here[one.Name] = true
+		if one.Meta.Restarting {
+			restarts[one.Name] = true
+		}
 		if at := one.Addr.Addr(); m.met[one.Name] != at && m.nodes[one.Name] != nil {
 			m.met[one.Name], moved = at, true
 		}
@@ -395,6 +413,7 @@ func (m *membership) take(view members.View) {
 		}
 	}
 	m.alive, m.joined = alive, view.Joined
+	m.restarts.Store(&restarts)
 	if moved && m.cluster != nil {
 		m.cluster.SetPeers(m.peers())
 	}

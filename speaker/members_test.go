@@ -257,6 +257,15 @@ func TestHardwareAddresses(t *testing.T) {
 		}
 		m.take(alive("node2", one))
 		want("told", one, "node2", 1)
+		restarting := alive("node2", one)
+		restarting.Members[0].Meta.Restarting = true
+		m.take(restarting)
+		if got := m.addressesOf(one); !m.restarting(one) || m.restarting(two) || len(got) != 1 {
+			t.Errorf("node2 restarts: %t, another one: %t, addresses %v", m.restarting(one), m.restarting(two), got)
+		}
+		if m.take(alive("node2", one)); m.restarting(one) {
+			t.Error("node2 restarts for ever")
+		}
 		m.setStations("node3", []layer2.MAC{one})
 		want("another one claims it", one, "node2", 1)
 		m.setStations("node3", nil)

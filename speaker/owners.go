@@ -20,7 +20,7 @@ type role struct {
 // ranking is what becomes of an address when another member claims it, too.
 type ranking struct {
 	better []string // the nodes that rank before this one, sorted: they are yielded to
-	keep   []string // those behind it that may keep what they have (failback Never), sorted
+	keep   []string // those behind it that may keep what they have (failback Never), or whose speakers are dead, sorted
 }
 
 func (p role) equal(q role) bool {
@@ -68,6 +68,12 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	p.better = s.View().Better(addr, claims, r.node)
 	if d.Keep {
 		p.keep = s.View().Fit(addr, claims)
+		for name, n := range s.View().Nodes { // its speaker may restart; if it is dead, it is soon heard not to have it
+			if !n.Alive {
+				p.keep = append(p.keep, name)
+			}
+		}
+		slices.Sort(p.keep)
 	}
 	for _, c := range claims {
 		if c.Type == v1beta1.AddressLoadBalancerIP {
@@ -106,7 +112,7 @@ func (r *reconciler) answers(addr netip.Addr) bool {
 	if r.answered == nil {
 		r.answered = map[netip.Addr]bool{}
 		for _, a := range r.layer2.Status().Addresses {
-			r.answered[a.Addr] = a.State == layer2.Answering
+			r.answered[a.Addr] = a.State.Answers()
 		}
 	}
 	return r.answered[addr]

@@ -584,6 +584,10 @@ func TestLeaving(t *testing.T) {
 			if v := w.r.verdict("b", first); v != behind {
 				t.Errorf("another one that answers gets %v, want %v", v, behind)
 			}
+			w.alive("a", "c")
+			if v := w.r.verdict("b", first); v != behind {
+				t.Errorf("another one that answers and is said to be dead gets %v, want %v", v, behind)
+			}
 			w.r.snapshot.Lock()
 			w.r.snapshot.Members(map[string]snapshot.Member{"a": {}, "b": {Gate: "the node's Service proxy is unhealthy"}, "c": {}})
 			w.r.snapshot.Unlock()

@@ -24,7 +24,9 @@ type air struct {
 	start time.Time
 	wires []*airWire
 	sent  []airFrame
+	last  []airFrame          // what the last question was answered with
 	apart func(a, b MAC) bool // stations that do not hear each other
+	nodes map[MAC]bool        // whose kernels answer for the address of kernel
 }
 
 type airFrame struct {
@@ -91,10 +93,15 @@ func (a *air) transmit(frame []byte) {
 	if err != nil {
 		panic(fmt.Sprintf("%x: %v", frame, err))
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.sent = append(a.sent, airFrame{time.Since(a.start), frame, m})
 	to, from := MAC(frame[:6]), MAC(frame[6:12])
+	a.mu.Lock()
+	var reply []byte
+	if a.nodes[to] && m.ask && slices.Contains(kernelOf(to), m.target) && (a.apart == nil || !a.apart(to, from)) {
+		if reply, err = answer(m, to, to); err != nil {
+			panic(err)
+		}
+	}
+	a.sent = append(a.sent, airFrame{time.Since(a.start), frame, m})
 	for _, w := range a.wires {
 		if w.link.MAC == from || to.station() && to != w.link.MAC || a.apart != nil && a.apart(from, w.link.MAC) {
 			continue
@@ -103,6 +110,25 @@ func (a *air) transmit(frame []byte) {
 			w.in <- frame
 		}
 	}
+	a.mu.Unlock()
+	if reply != nil {
+		a.transmit(reply)
+	}
+}
+
+// kernelOf are the addresses of a station's node itself.
+func kernelOf(m MAC) []netip.Addr {
+	return []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, m[5]}), netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 14: 1, 15: m[5]})}
+}
+
+// power turns a station's node on or off; its speaker is another thing.
+func (a *air) power(m MAC, on bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.nodes == nil {
+		a.nodes = map[MAC]bool{}
+	}
+	a.nodes[m] = on
 }
 
 // part separates stations from each other.
@@ -136,7 +162,8 @@ func (a *air) ask(addr netip.Addr) (answers []MAC) {
 		panic(err)
 	}
 	a.transmit(frame)
-	for _, f := range a.take() {
+	a.last = a.take()
+	for _, f := range a.last {
 		if f.claim == addr && MAC(f.frame[:6]) == client {
 			answers = append(answers, f.claimMAC)
 		}

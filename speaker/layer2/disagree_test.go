@@ -76,7 +76,8 @@ func TestDisagreement(t *testing.T) {
 			v.draw(random, stations, addrs)
 			running := map[int]*station{}
 			start := func(n int) {
-				running[n] = a.station(t, n, Config{Judge: v.judge(n)})
+				a.power(mac(n), true) // a speaker that ends may leave its node behind
+				running[n] = a.station(t, n, Config{Judge: v.judge(n), Kernel: kernelOf, StandIn: 20 * time.Second})
 				running[n].set(v.want(n)...)
 			}
 			for n := range stations {
@@ -87,6 +88,7 @@ func TestDisagreement(t *testing.T) {
 				switch n := 1 + random.IntN(stations); random.IntN(5) {
 				case 0, 1:
 					if s := running[n]; s != nil {
+						a.power(mac(n), random.IntN(2) == 0)
 						s.stop()
 						delete(running, n)
 					} else {

@@ -49,6 +49,7 @@ type message struct {
 	// claim is the address that the sender says it has; the zero Addr when it says nothing.
 	claim    netip.Addr
 	claimMAC MAC
+	by       MAC // the station that sent it, if that is another one: it stands in for claimMAC, if it is a member
 }
 
 // probe reports whether the frame asks whether target is free.
@@ -62,21 +63,24 @@ func unicast(a netip.Addr) bool {
 var errFrame = errors.New("malformed frame")
 
 // parse reads an Ethernet frame that holds ARP or a neighbour solicitation or advertisement.
-func parse(frame []byte) (message, error) {
+func parse(frame []byte) (m message, err error) {
 	if len(frame) < etherLen {
 		return message{}, fmt.Errorf("ethernet: %w", errFrame)
 	}
 	switch binary.BigEndian.Uint16(frame[12:]) {
 	case etherARP:
-		m, err := parseARP(frame[etherLen:])
-		m.poll = m.probe() && frame[0]&1 == 0
-		return m, err
+		m, err = parseARP(frame[etherLen:])
+		m.poll = m.probe()
 	case etherIPv6:
-		m, err := parseNDP(MAC(frame[6:12]), frame[etherLen:])
-		m.poll = m.poll && frame[0]&1 == 0
-		return m, err
+		m, err = parseNDP(MAC(frame[6:12]), frame[etherLen:])
+	default:
+		return message{}, fmt.Errorf("ethernet type: %w", errFrame)
 	}
-	return message{}, fmt.Errorf("ethernet type: %w", errFrame)
+	m.poll = m.poll && frame[0]&1 == 0
+	if source := MAC(frame[6:12]); m.claim.IsValid() && m.claimMAC != source && source.station() {
+		m.by = source
+	}
+	return m, err
 }
 
 // parseARP follows RFC 826, with the readings of RFC 5227 for a zero sender and for sender == target.
@@ -214,13 +218,14 @@ func groupMAC(a netip.Addr) MAC {
 	return MAC{0x33, 0x33, b[12], b[13], b[14], b[15]}
 }
 
-// answer is the frame that tells the asker of m that target is at mac.
-func answer(m message, mac MAC) ([]byte, error) {
+// answer is the frame of the station mac that tells the asker of m that target is at a station, itself or one that it
+// stands in for: what a switch learns from the frame is true.
+func answer(m message, mac, at MAC) ([]byte, error) {
 	if m.target.Is4() {
-		return arpFrame(arp.OperationReply, mac, m.askerMAC, mac, m.target, m.askerMAC, m.asker)
+		return arpFrame(arp.OperationReply, mac, m.askerMAC, at, m.target, m.askerMAC, m.asker)
 	}
 	// RFC 4861 section 7.2.4: R=0; S=1 to a known asker; O=1, the address is neither anycast nor proxied.
-	na := &ndp.NeighborAdvertisement{Solicited: true, Override: true, TargetAddress: m.target, Options: lla(ndp.Target, mac)}
+	na := &ndp.NeighborAdvertisement{Solicited: true, Override: true, TargetAddress: m.target, Options: lla(ndp.Target, at)}
 	if m.probe() {
 		na.Solicited = false
 		return ndpFrame(na, mac, groupMAC(allNodes), m.target, allNodes)
@@ -270,6 +275,14 @@ func poll(addr netip.Addr, mac, to MAC, from netip.Addr) ([]byte, error) {
 		from = any6
 	}
 	return ndpFrame(question, mac, to, from, solicitedNode(addr))
+}
+
+// unspecified is the address of an asker that has none, of the family of like.
+func unspecified(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return any4
+	}
+	return any6
 }
 
 func lla(kind ndp.Direction, mac MAC) []ndp.Option {

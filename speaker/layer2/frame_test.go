@@ -11,6 +11,7 @@ import (
 var (
 	ours   = MAC{0x02, 0, 0, 0, 0, 0x01}
 	theirs = MAC{0x02, 0, 0, 0, 0, 0x02}
+	third  = MAC{0x02, 0, 0, 0, 0, 0x03}
 	vip4   = netip.MustParseAddr("203.0.113.10")
 	vip6   = netip.MustParseAddr("2001:db8:1::10")
 	host4  = netip.MustParseAddr("192.0.2.1")
@@ -51,10 +52,12 @@ func TestFrames(t *testing.T) {
 		got  [][]byte
 		want []string
 	}{
-		{"ARP reply", one(answer(message{ask: true, target: vip4, asker: host4, askerMAC: theirs}, ours)), []string{
+		{"ARP reply", one(answer(message{ask: true, target: vip4, asker: host4, askerMAC: theirs}, ours, ours)), []string{
 			"020000000002 020000000001 0806" + arp4 + "0002  020000000001 cb00710a  020000000002 c0000201"}},
-		{"ARP reply to a probe", one(answer(message{ask: true, target: vip4, asker: any4, askerMAC: theirs}, ours)), []string{
+		{"ARP reply to a probe", one(answer(message{ask: true, target: vip4, asker: any4, askerMAC: theirs}, ours, ours)), []string{
 			"020000000002 020000000001 0806" + arp4 + "0002  020000000001 cb00710a  020000000002 00000000"}},
+		{"ARP reply for another station", one(answer(message{ask: true, target: vip4, asker: host4, askerMAC: theirs}, ours, third)), []string{
+			"020000000002 020000000001 0806" + arp4 + "0002  020000000003 cb00710a  020000000002 c0000201"}},
 		{"gratuitous ARP", many(announcement(vip4, ours)), []string{
 			"ffffffffffff 020000000001 0806" + arp4 + "0001  020000000001 cb00710a  000000000000 cb00710a",
 			"ffffffffffff 020000000001 0806" + arp4 + "0002  020000000001 cb00710a  020000000001 cb00710a"}},
@@ -62,10 +65,10 @@ func TestFrames(t *testing.T) {
 			"ffffffffffff 020000000001 0806" + arp4 + "0001  020000000001 00000000  000000000000 cb00710a"}},
 		{"ARP poll", one(poll(vip4, ours, theirs, netip.Addr{})), []string{
 			"020000000002 020000000001 0806" + arp4 + "0001  020000000001 00000000  000000000000 cb00710a"}},
-		{"solicited advertisement", one(answer(message{ask: true, target: vip6, asker: host6, askerMAC: theirs}, ours)), []string{
+		{"solicited advertisement", one(answer(message{ask: true, target: vip6, asker: host6, askerMAC: theirs}, ours, ours)), []string{
 			"020000000002 020000000001" + v6 + "20010db8000100000000000000000010 fe800000000000000000000000000001" +
 				"88 00 b98c 60000000 20010db8000100000000000000000010 02 01 020000000001"}},
-		{"advertisement for a duplicate address probe", one(answer(message{ask: true, target: vip6, asker: any6, askerMAC: theirs}, ours)), []string{
+		{"advertisement for a duplicate address probe", one(answer(message{ask: true, target: vip6, asker: any6, askerMAC: theirs}, ours, ours)), []string{
 			"333300000001 020000000001" + v6 + "20010db8000100000000000000000010 ff020000000000000000000000000001" +
 				"88 00 f90a 20000000 20010db8000100000000000000000010 02 01 020000000001"}},
 		{"unsolicited advertisement", many(announcement(vip6, ours)), []string{
@@ -112,6 +115,7 @@ func TestParse(t *testing.T) {
 		{"ARP probe", must(probe(vip4, theirs)), message{ask: true, target: vip4, asker: any4, askerMAC: theirs}},
 		{"gratuitous ARP request", first(announcement(vip4, theirs)), message{claim: vip4, claimMAC: theirs}},
 		{"ARP reply", unhex(t, arp4+"0002 020000000002 cb00710a 020000000001 c0000201"), message{claim: vip4, claimMAC: theirs}},
+		{"ARP reply for another station", must(answer(message{ask: true, target: vip4, asker: host4, askerMAC: ours}, third, theirs)), message{claim: vip4, claimMAC: theirs, by: third}},
 		{"ARP for another kind of hardware", unhex(t, "ffffffffffff 020000000002 0806 0006 0800 06 04 0001 020000000002 c0000201 000000000000 cb00710a"), message{}},
 		{"ARP with a protocol address of 5 bytes", unhex(t, "ffffffffffff 020000000002 0806 0001 0800 06 05 0001 020000000002 c000020100 000000000000 cb00710a00"), message{}},
 		{"ARP with a hardware address of 255 bytes", unhex(t, "ffffffffffff 020000000002 0806 0001 0800 ff 04 0001 020000000002 c0000201 000000000000 cb00710a"), message{}},
@@ -124,6 +128,7 @@ func TestParse(t *testing.T) {
 		{"solicitation", must(poll(vip6, theirs, ours, host6)), message{ask: true, target: vip6, asker: host6, askerMAC: theirs, poll: true, claim: host6, claimMAC: theirs}},
 		{"duplicate address probe", must(probe(vip6, theirs)), message{ask: true, target: vip6, asker: any6, askerMAC: theirs}},
 		{"advertisement", first(announcement(vip6, theirs)), message{claim: vip6, claimMAC: theirs}},
+		{"advertisement for another station", must(answer(message{ask: true, target: vip6, asker: host6, askerMAC: ours}, third, theirs)), message{claim: vip6, claimMAC: theirs, by: third}},
 		{"solicitation without an option", resum(must(poll(vip6, theirs, ours, host6)), func(b []byte) []byte { return b[:78] }),
 			message{ask: true, target: vip6, asker: host6, askerMAC: theirs, poll: true, claim: host6, claimMAC: theirs}},
 		{"solicitation with an unknown option", resum(must(poll(vip6, theirs, ours, host6)), func(b []byte) []byte { b[78] = 200; return b }),
@@ -202,7 +207,7 @@ func FuzzParse(f *testing.F) {
 		if !m.ask {
 			return
 		}
-		reply, err := answer(m, ours)
+		reply, err := answer(m, ours, ours)
 		if err != nil {
 			t.Fatalf("%x: %v", frame, err)
 		}

@@ -15,6 +15,9 @@ const (
 	Answering State = "Answering"
 	// Standby: another member answers, or is to; silent, until nobody does.
 	Standby State = "Standby"
+	// StandingIn: that member's speaker does not answer, but its node is there and forwards on; clients are answered with
+	// its hardware address, and nothing is announced.
+	StandingIn State = "StandingIn"
 	// Contested: a foreign host had the address before it was announced for the first time; silent, until that one is.
 	Contested State = "Contested"
 
@@ -22,7 +25,10 @@ const (
 )
 
 // States are all of them.
-func States() []State { return []State{Probing, Answering, Standby, Contested} }
+func States() []State { return []State{Probing, Answering, Standby, StandingIn, Contested} }
+
+// Answers says whether clients are answered in a state.
+func (s State) Answers() bool { return s == Answering || s == StandingIn }
 
 // event is what happens to an address.
 type event int
@@ -36,7 +42,8 @@ const (
 	lower                   // a member that ranks behind this node has gone on claiming it, and its hardware address is the lower one
 	foreign                 // a host that is no member has it
 	unanswered              // nobody has answered the questions for it
-	silent                  // the member that had it does not answer any more
+	restarts                // the member that had it is about to restart, or its speaker does not answer while its node does
+	silent                  // the member that had it does not answer any more, and neither does its node
 	departed                // the last foreign host that had it does not answer any more
 	events
 )
@@ -45,7 +52,8 @@ func (e event) String() string {
 	return [...]string{
 		"chosen", "chosen, not announced before", "another member is chosen", "a member that ranks before this node answers",
 		"a member that ranks behind this node answers", "that member goes on, with the lower hardware address",
-		"a foreign host answers", "nobody answers the questions", "the member that answered is silent", "the foreign host is gone",
+		"a foreign host answers", "nobody answers the questions", "the speaker that answered restarts, or is silent though its node is there",
+		"the member that answered is silent", "the foreign host is gone",
 	}[e]
 }
 
@@ -55,15 +63,15 @@ func (e event) String() string {
 func (s State) next(e event) (State, string) {
 	switch e {
 	case chosen:
-		if s == unset || s == Standby {
+		if s == unset || s == Standby || s == StandingIn {
 			return Answering, "chosen"
 		}
 	case unused:
-		if s == unset || s == Standby {
+		if s == unset || s == Standby || s == StandingIn {
 			return Probing, "chosen, and it may be in use"
 		}
 	case backup: // who answers goes on until the one that is chosen is heard
-		if s != Answering && s != Standby {
+		if !s.Answers() && s != Standby {
 			return Standby, "another member is chosen"
 		}
 	case better:
@@ -71,7 +79,7 @@ func (s State) next(e event) (State, string) {
 			return Standby, "a member answers that ranks before this node"
 		}
 	case worse:
-		if s == Probing || s == Contested {
+		if s == Probing || s == Contested || s == StandingIn {
 			return Answering, "a member answers that ranks behind this node"
 		}
 	case lower: // they will not agree, and the network has to
@@ -86,8 +94,12 @@ func (s State) next(e event) (State, string) {
 		if s == Probing || s == Standby {
 			return Answering, "nobody else answers"
 		}
-	case silent:
+	case restarts:
 		if s == Standby {
+			return StandingIn, "the speaker that answered restarts, and its node is there"
+		}
+	case silent:
+		if s == Standby || s == StandingIn {
 			return Answering, "the member that answered is silent"
 		}
 	case departed:

@@ -46,9 +46,11 @@ func TestTransitionsHold(t *testing.T) {
 			t.Errorf("%s stays silent where nobody answers: %s", s, to)
 		}
 	}
-	for _, e := range []event{backup, worse, foreign, silent} {
-		if to, _ := Answering.next(e); to != Answering {
-			t.Errorf("who answers stops at %q", e)
+	for _, e := range []event{backup, worse, foreign, restarts, silent} {
+		for _, s := range []State{Answering, StandingIn} {
+			if to, _ := s.next(e); !to.Answers() {
+				t.Errorf("who answers stops at %q: %s", e, to)
+			}
 		}
 	}
 }

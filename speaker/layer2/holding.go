@@ -35,8 +35,10 @@ type holding struct {
 	defended time.Time
 	contest  struct{ since, last time.Time } // when members that rank behind this node claimed it while it answered
 
-	quiet   atomic.Bool // not answered
-	ceding  atomic.Bool // answered for clients only: another member is chosen, and takes it when it hears nobody answer
+	quiet   atomic.Bool                 // not answered, but for covers
+	covers  atomic.Pointer[map[int]MAC] // in StandingIn: the hardware address that is told to clients, by interface index
+	covered atomic.Int64                // when a station last said that it stands in for this node, in Unix nanoseconds
+	ceding  atomic.Bool                 // answered for clients only: another member is chosen, and takes it when it hears nobody answer
 	probing atomic.Bool
 	last    atomic.Pointer[stamp]
 
@@ -158,6 +160,8 @@ func (r *Responder) wanted(h *holding, want Address, now time.Time) {
 		}
 	}
 	switch held := len(h.holders) > 0; {
+	case h.state == StandingIn && !held:
+		r.happen(h, silent, "", now)
 	case want.Rank > 0 && (before == 0 || h.state == unset):
 		r.happen(h, backup, "", now)
 	case want.Rank > 0 && relieved && !held:
@@ -185,18 +189,19 @@ func (r *Responder) happen(h *holding, e event, who string, now time.Time) {
 	h.state, h.reason, h.since = state, reason, now
 	h.quiet.Store(state != Answering)
 	h.ceding.Store(false)
+	h.cover()
 	h.last.Store(nil) // what was said before counts afresh
 	h.probing.Store(state == Probing && !h.want.Used)
 	r.changed = true
 	r.news.add(string(state), reason, h.addr)
 	r.plan.cancel(h.question)
-	if state != Standby {
+	if state != Standby && state != StandingIn {
 		for _, v := range h.holders {
 			r.lose(v, now)
 		}
 	}
 	switch state {
-	case Answering:
+	case Answering, StandingIn:
 		for _, s := range h.slots {
 			r.revive(h, s, now)
 		}
@@ -257,11 +262,16 @@ func (r *Responder) inquire(h *holding) (sent bool) {
 		if !s.port.link.Carrier {
 			continue
 		}
-		frame, err := probe(h.addr, s.port.link.MAC)
-		r.send(h, s.port, frame, err)
+		r.question(h, s)
 		sent = true
 	}
 	return sent
+}
+
+// question asks everybody on a port, and reports whether it could.
+func (r *Responder) question(h *holding, s *slot) bool {
+	frame, err := probe(h.addr, s.port.link.MAC)
+	return r.send(h, s.port, frame, err)
 }
 
 // send sends a frame about an address, unless err says that there is none, and reports whether it could.
@@ -307,7 +317,7 @@ func (r *Responder) revive(h *holding, s *slot, now time.Time) {
 	r.changed = true
 	s.step, s.start = 0, now
 	switch {
-	case h.state == Answering:
+	case h.state.Answers():
 		r.plan.set(s.task, now)
 	case h.question.index >= 0:
 	case h.state == Probing:
@@ -317,12 +327,17 @@ func (r *Responder) revive(h *holding, s *slot, now time.Time) {
 	}
 }
 
-// announce is one announcement of an address on a port.
+// announce is one announcement of an address on a port, or, of one that this node stands in for, a question instead, by
+// whose answer it learns of others that do the same.
 func (r *Responder) announce(h *holding, s *slot, now time.Time) (next time.Time) {
-	if h.state != Answering || !s.port.link.Carrier {
+	tell := r.declare
+	if h.state == StandingIn {
+		tell = r.question
+	}
+	if !h.state.Answers() || !s.port.link.Carrier {
 		return time.Time{}
 	}
-	if !r.declare(h, s) {
+	if !tell(h, s) {
 		const again = 50 * time.Millisecond // the queue was full, or the link is about to be reported down
 		return now.Add(again)
 	}
@@ -330,7 +345,7 @@ func (r *Responder) announce(h *holding, s *slot, now time.Time) (next time.Time
 	if after, ok := announceAt(s.step); ok {
 		return s.start.Add(after)
 	}
-	if r.config.Refresh < 0 {
+	if r.config.Refresh < 0 || h.state == StandingIn {
 		return time.Time{}
 	}
 	return now.Add(time.Duration(float64(r.config.Refresh) * (0.9 + 0.2*rand.Float64())))
@@ -377,7 +392,13 @@ func (r *Responder) judge(c heard) {
 	if h == nil {
 		return
 	}
-	switch verdict := r.config.Judge(c.claim); {
+	verdict := r.config.Judge(c.claim)
+	if by := c.claim; c.by.station() {
+		if by.MAC = c.by; r.config.Judge(by) != Foreign { // who stands in for a member has the address, as far as the others go
+			verdict, c.claim, c.behalf = r.config.Judge(by), by, c.claim.MAC
+		}
+	}
+	switch {
 	case verdict == Ignore:
 	case verdict == Foreign:
 		r.intrude(h, c, now)
@@ -397,6 +418,9 @@ func (r *Responder) meet(h *holding, c heard, verdict Verdict, now time.Time) {
 	}
 	if e == worse && h.state == Answering && r.defend(h, c, now) {
 		e = lower
+	}
+	if h.state == StandingIn && r.together(h, c, e, now) {
+		return
 	}
 	if back := h.lost[nodeKey{c.claim.MAC, c.index}]; e == better && (back != nil || h.sought != nil) {
 		r.welcome(h, c, now)

@@ -128,6 +128,15 @@ type Config struct {
 	PollInterval time.Duration
 	PollMisses   int
 
+	// StandIn is how long a backup stands in for a member that restarts, or whose speaker is silent while its node is there,
+	// before it takes its addresses. 0: 60 s; negative: it takes them at once.
+	StandIn time.Duration
+	// Restarting says whether a member is about to end and to come back: it is stood in for while it still answers. Kernel
+	// are addresses that the kernel of a member's node answers for, which tells whether that is there. Both are asked by a
+	// hardware address of the member, and are called as Judge is. nil: none is, and none are known.
+	Restarting func(MAC) bool
+	Kernel     func(MAC) []netip.Addr
+
 	// Judge classifies other claimants. It is called by Run's goroutine, must not block, and must not call the Responder's
 	// methods. nil: all are foreign.
 	Judge func(Claim) Verdict
@@ -186,6 +195,13 @@ func New(config Config) *Responder {
 	config.Refresh = cmp.Or(config.Refresh, 60*time.Second)
 	config.PollInterval = cmp.Or(config.PollInterval, 75*time.Millisecond)
 	config.PollMisses = cmp.Or(config.PollMisses, 3)
+	config.StandIn = cmp.Or(config.StandIn, 60*time.Second)
+	if config.Restarting == nil {
+		config.Restarting = func(MAC) bool { return false }
+	}
+	if config.Kernel == nil {
+		config.Kernel = func(MAC) []netip.Addr { return nil }
+	}
 	if config.Judge == nil {
 		config.Judge = func(Claim) Verdict { return Foreign }
 	}
@@ -289,6 +305,7 @@ func (r *Responder) unwish(addr netip.Addr) {
 	if h := r.held[addr]; h != nil {
 		h.left = true
 		h.quiet.Store(true)
+		h.covers.Store(nil)
 		r.dirty[addr] = true
 	}
 }
@@ -468,6 +485,7 @@ type port struct {
 	link   Link       // changed by Run only, under the lock
 	wire   wire       // nil: it could not be opened yet
 	held   sync.Map   // of netip.Addr to *holding: what is answered, as readers see it
+	peers  sync.Map   // of kernelKey to *kernel: those whose answers are listened for, as readers see them
 	count  int        // of them
 	fresh  []*holding // of them, those that have no slot yet
 	stale  bool       // the filter or the groups are not those of held
@@ -632,15 +650,17 @@ func (r *Responder) refilter(key portKey, p *port) error {
 	addrs := make([]netip.Addr, 0, p.count)
 	p.each(func(h *holding) { addrs = append(addrs, h.addr) })
 	slices.SortFunc(addrs, netip.Addr.Compare)
+	listen := addrs
+	p.peers.Range(func(key, _ any) bool { listen = append(listen, key.(kernelKey).addr); return true })
 	var failed error
 	if p.wire == nil {
-		w, err := r.dial(p.link, key.v6, addrs)
+		w, err := r.dial(p.link, key.v6, listen)
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
 		p.wire = w
 		r.readers.Go(func() { readLoop(w, func(frame []byte) { r.receive(p, frame) }) })
-	} else if err := p.wire.listen(addrs); err != nil {
+	} else if err := p.wire.listen(listen); err != nil {
 		failed = fmt.Errorf("filter: %w", err)
 	}
 	if key.v6 {
@@ -684,18 +704,30 @@ func (r *Responder) receive(p *port, frame []byte) {
 	if m.ask && !own[m.askerMAC] {
 		if h := p.find(m.target); h != nil {
 			h.requests.Add(1)
-			if !h.quiet.Load() && !(h.ceding.Load() && (m.poll || m.probe())) {
-				r.reply(h, p, m, view.mac)
+			if covers := h.covers.Load(); covers != nil {
+				if at, ok := (*covers)[view.index]; ok && m.askerMAC != at {
+					r.reply(h, p, m, view.mac, at)
+				}
+			} else if !h.quiet.Load() && !(h.ceding.Load() && (m.poll || m.probe())) {
+				r.reply(h, p, m, view.mac, view.mac)
 			} else if m.probe() && h.probing.Load() {
-				r.hear(h, heard{Claim{m.target, view.name, m.askerMAC, true}, view.index})
+				r.hear(h, heard{claim: Claim{m.target, view.name, m.askerMAC, true}, index: view.index})
 			}
 		}
 	}
-	if m.claim.IsValid() && !own[m.claimMAC] {
-		if h := p.find(m.claim); h != nil {
-			h.claims.Add(1)
-			r.hear(h, heard{Claim{m.claim, view.name, m.claimMAC, false}, view.index})
+	if !m.claim.IsValid() || own[m.by] {
+		return
+	}
+	switch h := p.find(m.claim); {
+	case h == nil:
+		if k, ok := p.peers.Load(kernelKey{m.claim, m.claimMAC}); ok && !m.by.station() {
+			k.(*kernel).heard.Store(time.Now().UnixNano())
 		}
+	case !own[m.claimMAC]:
+		h.claims.Add(1)
+		r.hear(h, heard{claim: Claim{m.claim, view.name, m.claimMAC, false}, index: view.index, by: m.by})
+	case m.by.station():
+		h.covered.Store(time.Now().UnixNano())
 	}
 }
 
@@ -705,16 +737,18 @@ func (p *port) find(addr netip.Addr) *holding {
 	return found
 }
 
-func (r *Responder) reply(h *holding, p *port, m message, mac MAC) {
-	if frame, err := answer(m, mac); r.send(h, p, frame, err) {
+func (r *Responder) reply(h *holding, p *port, m message, mac, at MAC) {
+	if frame, err := answer(m, mac, at); r.send(h, p, frame, err) {
 		h.replies.Add(1)
 	}
 }
 
-// heard is a claim and the index of the interface that it came in by.
+// heard is a claim and how it came in.
 type heard struct {
-	claim Claim
-	index int
+	claim  Claim
+	index  int // of the interface
+	by     MAC // the station that sent it, if it is not the claimant; zero otherwise
+	behalf MAC // the member that the claimant stands in for, zero for none
 }
 
 // hear passes a claim on to Run, unless the same station said the same a moment ago: a station that floods the network
@@ -722,12 +756,13 @@ type heard struct {
 func (r *Responder) hear(h *holding, c heard) {
 	const moment = 5 * time.Millisecond
 	now := time.Now()
-	if last := h.last.Load(); last != nil && last.mac == c.claim.MAC && now.Sub(last.at) < moment {
+	from := cmp.Or(c.by, c.claim.MAC)
+	if last := h.last.Load(); last != nil && last.mac == from && now.Sub(last.at) < moment {
 		return
 	}
 	select {
 	case r.claims <- c:
-		h.last.Store(&stamp{c.claim.MAC, now})
+		h.last.Store(&stamp{from, now})
 	default:
 		r.lost.Add(1)
 	}

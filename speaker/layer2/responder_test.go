@@ -269,7 +269,7 @@ func TestProbe(t *testing.T) {
 func TestProbeFindsForeignHost(t *testing.T) {
 	for name, claims := range map[string]func() []byte{
 		"it answers": func() []byte {
-			f, _ := answer(message{ask: true, target: vip4, asker: any4, askerMAC: mac(1)}, client)
+			f, _ := answer(message{ask: true, target: vip4, asker: any4, askerMAC: mac(1)}, client, client)
 			return f
 		},
 		"it probes, too": func() []byte { f, _ := probe(vip4, client); return f },

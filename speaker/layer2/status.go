@@ -20,9 +20,12 @@ type AddressStatus struct {
 	Reason string    // of the State, for a person
 	Since  time.Time // of the State
 
-	// Interfaces are those that the address is really answered on: the State is Answering, the socket is open and the
-	// link has carrier. Sorted.
+	// Interfaces are those that the address is really answered on: the State is Answering or StandingIn, the socket is
+	// open and the link has carrier. Sorted.
 	Interfaces []string
+
+	// Covered is when another station last said that it stands in for this node, the Unix epoch if none did.
+	Covered time.Time
 
 	// Holder is the member that this node keeps silent for, as far as it was heard; the zero MAC otherwise.
 	Holder MAC
@@ -48,12 +51,12 @@ func (r *Responder) Status() Status {
 			continue // not answered since the last Set
 		}
 		s := AddressStatus{
-			Addr: h.addr, State: h.state, Reason: h.reason, Since: h.since,
+			Addr: h.addr, State: h.state, Reason: h.reason, Since: h.since, Covered: time.Unix(0, h.covered.Load()),
 			Requests: h.requests.Load(), Replies: h.replies.Load(), Announcements: h.announcements.Load(),
 			Claims: h.claims.Load(), Failures: h.failures.Load(),
 		}
 		for _, slot := range h.slots {
-			if h.state == Answering && slot.port.link.Carrier {
+			if h.state.Answers() && slot.port.link.Carrier {
 				s.Interfaces = append(s.Interfaces, slot.port.link.Name)
 			}
 		}

@@ -20,6 +20,7 @@ type claimant struct {
 	asked   time.Time
 	misses  int   // questions in a row without an answer
 	task    *task // of a foreign host
+	behalf  MAC   // of a member: whom it stands in for, zero for none
 	node    *node // of a member
 	at      int   // in the ring
 }
@@ -66,6 +67,9 @@ type node struct {
 	open   *claimant // of those held, the one that was asked last
 	doubt  *claimant // of those held, one that was not answered though the node may be there
 	misses int       // questions in a row without any answer
+	missed time.Time // when the first of them was asked
+	kernel *kernel
+	alone  time.Time // since when this node stands in for its speaker; zero: it does not
 
 	watch, recall *task
 }
@@ -91,7 +95,10 @@ func (n *node) turn(now time.Time, limit int) (ask *claimant, over []*claimant) 
 	if v := n.open; v != nil {
 		n.open = nil
 		if v.heard.Before(v.asked) {
-			if n.misses++; n.misses >= limit {
+			if n.misses++; n.misses == 1 {
+				n.missed = v.asked
+			}
+			if n.misses >= limit {
 				return nil, slices.Clone(n.held.all)
 			}
 			if n.doubt == nil {
@@ -116,8 +123,10 @@ func (n *node) turn(now time.Time, limit int) (ask *claimant, over []*claimant) 
 	return ask, nil
 }
 
-// calm reports whether every question was answered.
-func (n *node) calm() bool { return n.misses == 0 && n.doubt == nil }
+// calm reports whether every question was answered, by the kernel where this node stands in for the speaker.
+func (n *node) calm() bool {
+	return n.misses == 0 && n.doubt == nil || !n.alone.IsZero() && n.misses <= 1
+}
 
 // follow records that a member has an address for which this node keeps silent.
 func (r *Responder) follow(h *holding, c heard, verdict Verdict, now time.Time) {
@@ -137,14 +146,15 @@ func (r *Responder) follow(h *holding, c heard, verdict Verdict, now time.Time) 
 		r.plan.cancel(h.question)
 		r.changed = true
 	}
-	v.claim, v.verdict, v.heard = c.claim, verdict, now
+	v.claim, v.verdict, v.heard, v.behalf = c.claim, verdict, now, c.behalf
 	v.node.answered(v)
+	v.node.alone = time.Time{}
 }
 
 func (r *Responder) node(key nodeKey) *node {
 	n := r.nodes[key]
 	if n == nil {
-		n = &node{key: key}
+		n = &node{key: key, kernel: &kernel{}}
 		n.watch = newTask(func(now time.Time) time.Time { return r.watchNode(n, now) })
 		n.recall = newTask(func(now time.Time) time.Time { return r.recall(n, now) })
 		r.nodes[key] = n
@@ -155,9 +165,10 @@ func (r *Responder) node(key nodeKey) *node {
 // tend plans what a node's rings need.
 func (r *Responder) tend(n *node, now time.Time) {
 	if len(n.held.all) == 0 {
-		n.misses = 0
+		n.misses, n.alone = 0, time.Time{}
 		r.plan.cancel(n.watch)
 	} else if n.watch.index < 0 {
+		r.listenFor(n, now)
 		r.plan.set(n.watch, now.Add(r.pace(n)))
 	}
 	if len(n.lost.all) == 0 {
@@ -167,6 +178,7 @@ func (r *Responder) tend(n *node, now time.Time) {
 	}
 	if len(n.held.all)+len(n.lost.all) == 0 {
 		delete(r.nodes, n.key)
+		r.unlistenFor(n)
 	}
 }
 
@@ -198,13 +210,20 @@ func (r *Responder) watchNode(n *node, now time.Time) (next time.Time) {
 			n.open, n.misses = nil, 0
 			return now.Add(r.pace(n)) // the silence is this node's
 		}
+		if !n.alone.IsZero() && r.standIn(n, now) {
+			continue
+		}
 		ask, over := n.turn(now, r.config.PollMisses)
 		gone := len(over) == len(n.held.all)
+		if n.alone.IsZero() && r.begin(n, gone, now) {
+			continue
+		}
 		for _, v := range over {
 			r.lapse(v, gone, now)
 		}
 		if ask != nil {
 			r.poll(ask)
+			r.askKernel(n, now)
 			return now.Add(r.pace(n))
 		}
 	}
@@ -227,7 +246,7 @@ func (r *Responder) lapse(v *claimant, gone bool, now time.Time) {
 	r.lose(v, now)
 	switch {
 	case len(h.holders) > 0:
-	case gone && h.want.Rank <= 1:
+	case gone && h.want.Rank <= 1, h.state == StandingIn:
 		r.happen(h, silent, v.claim.MAC.String(), now)
 	default:
 		r.await(h, time.Duration(max(h.want.Rank-1, 0))*turnOf, now)
@@ -238,6 +257,7 @@ func (r *Responder) lapse(v *claimant, gone bool, now time.Time) {
 func (r *Responder) lose(v *claimant, now time.Time) {
 	n := v.node
 	delete(v.h.holders, v.index)
+	v.h.cover()
 	n.remove(v)
 	n.since = now
 	n.lost.add(v)
@@ -257,6 +277,7 @@ func (r *Responder) forget(v *claimant) {
 		return
 	case h.holders[v.index] == v:
 		delete(h.holders, v.index)
+		h.cover()
 		n.remove(v)
 	default:
 		delete(h.lost, n.key)
