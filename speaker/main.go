@@ -313,8 +313,31 @@ func (s *speaker) judge(c layer2.Claim) layer2.Verdict {
 // NeedLeaderElection says that every node runs a speaker.
 func (s *speaker) NeedLeaderElection() bool { return false }
 
-// ready says whether the speaker knows the cluster and the other speakers.
-func (s *speaker) ready(*http.Request) error {
+// How long a readiness check waits for a speaker that starts: kubelet makes an event of each that fails.
+const (
+	readyWait  = 4 * time.Second
+	readyCheck = 50 * time.Millisecond
+)
+
+// ready says whether the speaker knows the cluster and the other speakers, and waits a little for that.
+func (s *speaker) ready(r *http.Request) error {
+	ctx, cancel := context.WithTimeout(r.Context(), readyWait)
+	defer cancel()
+	for {
+		err := s.unready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(readyCheck):
+		}
+	}
+}
+
+// unready is why the speaker is not ready, nil if it is.
+func (s *speaker) unready() error {
 	if !s.synced.Load() {
 		return errors.New("not all objects have been read yet")
 	}
