@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -37,25 +38,41 @@ type cluster struct {
 	alive    map[string]bool             // the speakers, by node
 	objects  []object                    // everything that has conditions of Clarion's
 	hidden   map[string]error            // the kinds that the user may not read
+
+	namespace  string // Clarion's
+	controller controller
 }
 
 // object is a configuration object with what the controller says of it.
 type object struct {
 	name       string // Kind/name
+	generation int64
 	conditions []metav1.Condition
 }
 
-// load reads the cluster. The Services without a class are taken for Clarion's, as they are by default; of those that
-// are not, the controller's condition is missing.
-func load(ctx context.Context, r client.Reader) (*cluster, error) {
+// reading is how a cluster is read.
+type reading struct {
+	namespace string // Clarion's
+	now       func() time.Time
+	wait      func(context.Context, time.Duration)
+	progress  *progress
+}
+
+// load reads the cluster.
+func load(ctx context.Context, r client.Reader, how reading) (*cluster, error) {
 	scheme, err := newScheme()
 	if err != nil {
 		return nil, err
 	}
-	o := once{reader: r, scheme: scheme, items: map[string][]runtime.Object{}, hidden: map[string]error{}}
-	c := &cluster{snap: snapshot.New(snapshot.Options{}), services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden}
-	if _, err := c.snap.Watch(ctx, o, slog.New(slog.DiscardHandler), func() {}); err != nil {
+	o := once{reader: r, scheme: scheme, progress: how.progress, items: map[string][]runtime.Object{}, hidden: map[string]error{}, failed: new(error)}
+	c := &cluster{snap: snapshot.New(snapshot.Options{}), services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden, namespace: how.namespace}
+	if c.controller, err = readController(ctx, r, how); apierrors.IsForbidden(err) {
+		c.hidden["Lease"] = err
+	} else if err != nil {
 		return nil, err
+	}
+	if _, err := c.snap.Watch(ctx, o, slog.New(slog.DiscardHandler), func() {}); err != nil {
+		return nil, cmp.Or(*o.failed, err)
 	}
 	delete(o.hidden, "ServiceCIDR") // nothing that is shown depends on it
 	speakers, err := all[v1beta1.Speaker](ctx, o)
@@ -87,14 +104,14 @@ func load(ctx context.Context, r client.Reader) (*cluster, error) {
 	)
 	c.alive = snapshot.Living(c.speakers, c.snap.NotReady)
 	for _, name := range sortedKeys(c.alive) {
-		c.objects = append(c.objects, object{"Speaker/" + name, c.speakers[name].Status.Conditions})
+		c.objects = append(c.objects, object{name: "Speaker/" + name, conditions: c.speakers[name].Status.Conditions})
 	}
 
 	c.snap.Lock()
 	defer c.snap.Unlock()
 	c.snap.Speakers(c.speakers)
 	c.snap.Changes()
-	c.book, c.now = explain.New(), time.Now()
+	c.book, c.now = explain.New(), how.now()
 	for name, s := range c.speakers {
 		c.book.Speaker(name, s)
 	}
@@ -112,8 +129,10 @@ type once struct {
 	cache.Cache // only GetInformer is there
 	reader      client.Reader
 	scheme      *runtime.Scheme
+	progress    *progress
 	items       map[string][]runtime.Object // by kind
 	hidden      map[string]error
+	failed      *error // why the cluster cannot be read; nothing more is asked then
 }
 
 func (o once) list(ctx context.Context, obj client.Object) ([]runtime.Object, error) {
@@ -125,16 +144,28 @@ func (o once) list(ctx context.Context, obj client.Object) ([]runtime.Object, er
 	if items, ok := o.items[kind]; ok {
 		return items, nil
 	}
+	if *o.failed != nil {
+		return nil, *o.failed
+	}
 	gvk.Kind += "List"
 	list, err := o.scheme.New(gvk)
 	if err != nil {
 		return nil, err
 	}
-	switch err := o.reader.List(ctx, list.(client.ObjectList)); {
+	done := o.progress.step("reading " + gvk.Kind)
+	err = o.reader.List(ctx, list.(client.ObjectList))
+	done()
+	switch {
 	case apierrors.IsForbidden(err):
 		o.hidden[kind] = err
+	case meta.IsNoMatchError(err) && gvk.Group == v1beta1.GroupVersion.Group:
+		*o.failed = fmt.Errorf("the cluster has no Clarion: %w", err)
+		return nil, *o.failed
+	case meta.IsNoMatchError(err): // an API server that is older
+		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("reading %s: %w", gvk.Kind, err)
+		*o.failed = fmt.Errorf("reading %s: %w", gvk.Kind, err)
+		return nil, *o.failed
 	}
 	o.items[kind], err = meta.ExtractList(list)
 	return o.items[kind], err
@@ -150,7 +181,7 @@ type pointer[T any] interface {
 func objects[T any, P pointer[T]](ctx context.Context, o once, name string, conditions func(P) []metav1.Condition) (out []object) {
 	items, _ := all[T, P](ctx, o)
 	for _, x := range items {
-		out = append(out, object{name + "/" + x.GetName(), conditions(x)})
+		out = append(out, object{name + "/" + x.GetName(), x.GetGeneration(), conditions(x)})
 	}
 	return out
 }
@@ -188,14 +219,22 @@ type synced struct {
 
 func (synced) HasSynced() bool { return true }
 
-// writeHidden says what is not shown because the user may not read it.
-func (c *cluster) writeHidden(w io.Writer) error {
-	if len(c.hidden) == 0 {
+// notShown is what is not shown because the user may not read it, and why, by kind.
+func (c *cluster) notShown() map[string]string {
+	out := map[string]string{}
+	for kind, err := range c.hidden {
+		out[kind] = err.Error()
+	}
+	return out
+}
+
+func writeHidden(w io.Writer, hidden map[string]string) error {
+	if len(hidden) == 0 {
 		return nil
 	}
 	fmt.Fprintln(w)
-	for _, kind := range sortedKeys(c.hidden) {
-		if _, err := fmt.Fprintf(w, "%s not shown: %v\n", kind, c.hidden[kind]); err != nil {
+	for _, kind := range sortedKeys(hidden) {
+		if _, err := fmt.Fprintf(w, "%s not shown: %s\n", kind, hidden[kind]); err != nil {
 			return err
 		}
 	}

@@ -1,150 +1,230 @@
 // Command kubectl-clarion is a kubectl plug-in that says what Clarion does in a cluster, and why not more. It reads what
-// the API holds and nothing else, decides with the code that the speakers decide with, and writes nothing.
+// the API holds, decides with the code that the controller and the speakers decide with, and writes nothing.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	goruntime "runtime"
+	"slices"
 	"strings"
+	"time"
 
-	corev1 "k8s.io/api/core/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
-	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/version"
 )
 
-const usage = `What Clarion does in this cluster, and why not more.
+// exit is a code to end with, when what there is to say has been said.
+type exit int
 
-  kubectl clarion status                         pools, speakers, sessions, and what is wrong
-  kubectl clarion explain svc [NAMESPACE/]NAME   why a Service is or is not reachable from outside
+// The codes that scripts can use. Whatever keeps a command from its answer ends it with the last of them.
+const (
+	problemsFound exit = 1
+	couldNotTell  exit = 2
+)
 
-flags:
-`
+func (e exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// connect returns what reads the cluster, and the namespace to take where none is given.
-type connect func(kubeconfig, context string) (r client.Reader, namespace string, err error)
+// connection is a cluster that can be read.
+type connection struct {
+	client.Reader
+	config    *rest.Config
+	namespace string // to take where none is given
+}
+
+// app is what all commands share.
+type app struct {
+	genericiooptions.IOStreams
+	flags   *genericclioptions.ConfigFlags
+	connect func(*genericclioptions.ConfigFlags) (*connection, error)
+	now     func() time.Time
+	wait    func(context.Context, time.Duration)
+	version string
+	built   string // with and for what
+
+	system string // Clarion's namespace
+	output string // table, wide, json or yaml
+	color  bool
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Stdout, dial)
-	if errors.Is(err, flag.ErrHelp) {
-		return
+	a := &app{
+		IOStreams: genericiooptions.IOStreams{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr},
+		connect:   dial, now: time.Now, wait: wait,
+		version: version.String(), built: goruntime.Version() + " " + goruntime.GOOS + "/" + goruntime.GOARCH,
+		color: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "kubectl clarion:", err)
-		os.Exit(1)
+	code := a.run(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// run does what the words of a command line say, and returns the code to exit with.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	var code exit
+	switch err := root.ExecuteContext(ctx); {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	default:
+		fmt.Fprintln(a.ErrOut, "error: "+err.Error())
+		return int(couldNotTell)
 	}
 }
 
-func run(ctx context.Context, args []string, w io.Writer, connect connect) error {
-	flags := flag.NewFlagSet("kubectl clarion", flag.ContinueOnError)
-	flags.SetOutput(w)
-	flags.Usage = func() {
-		fmt.Fprint(w, usage)
-		flags.PrintDefaults()
-	}
-	kubeconfig := flags.String("kubeconfig", "", "`file` that says how to reach the cluster (default $KUBECONFIG, ~/.kube/config)")
-	kubecontext := flags.String("context", "", "`name` of the context in that file")
-	var namespace string
-	flags.StringVar(&namespace, "namespace", "", "`namespace` of a Service that is given by its name alone")
-	flags.StringVar(&namespace, "n", "", "short for --namespace")
-	version.Flag(flags, "kubectl-clarion")
-	var words []string
-	for len(args) > 0 { // flags may stand between the words
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		if args = flags.Args(); len(args) > 0 {
-			words, args = append(words, args[0]), args[1:]
-		}
-	}
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kubectl-clarion",
+		Short: "What Clarion does in this cluster, and why not more",
+		Long: `What Clarion does in this cluster, and why not more.
 
-	switch {
-	case len(words) == 0:
-		flags.Usage()
-		return flag.ErrHelp
-	case len(words) == 1 && words[0] == "status":
-		r, _, err := connect(*kubeconfig, *kubecontext)
-		if err != nil {
-			return err
-		}
-		c, err := load(ctx, r)
-		if err != nil {
-			return err
-		}
-		return writeStatus(w, c)
-	case len(words) == 3 && words[0] == "explain" && isService(words[1]):
-		r, ns, err := connect(*kubeconfig, *kubecontext)
-		if err != nil {
-			return err
-		}
-		if namespace != "" {
-			ns = namespace
-		}
-		key := client.ObjectKey{Namespace: ns, Name: words[2]}
-		if before, after, ok := strings.Cut(words[2], "/"); ok {
-			key = client.ObjectKey{Namespace: before, Name: after}
-		}
-		c, err := load(ctx, r)
-		if err != nil {
-			return err
-		}
-		svc := c.services[key]
-		if c.hidden["Service"] != nil { // perhaps just not all of them
-			svc = &corev1.Service{}
-			if err := r.Get(ctx, key, svc); err != nil {
-				return err
-			}
-		}
-		if svc == nil {
-			return fmt.Errorf("there is no Service %s", key)
-		}
-		return writeExplanation(w, c, svc)
+Nothing is written to the cluster. The exit code is 0 when all is well, 1 when problems were found, and 2 when the
+question cannot be answered: what that takes may not be read, or cannot be reached.`,
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl clarion"},
+		Version:       a.version,
+		SilenceErrors: true, SilenceUsage: true,
+		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	return fmt.Errorf("unknown command %q: want status, or explain svc NAMESPACE/NAME", strings.Join(words, " "))
+	root.SetIn(a.In)
+	root.SetOut(a.Out)
+	root.SetErr(a.ErrOut)
+	root.SetVersionTemplate("kubectl-clarion {{.Version}}\n")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	a.flags = genericclioptions.NewConfigFlags(true)
+	a.flags.AddFlags(root.PersistentFlags())
+	root.PersistentFlags().StringVar(&a.system, "clarion-namespace", "clarion-system", "the namespace that Clarion runs in")
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.versionCommand())
+	a.completeFlags(root)
+	return root
 }
 
-func isService(word string) bool {
-	switch word {
-	case "svc", "service", "services":
-		return true
+// printFlag lets a command be asked for other output than its table.
+func (a *app) printFlag(cmd *cobra.Command) {
+	formats := []string{"table", "wide", "json", "yaml"}
+	cmd.Flags().StringVarP(&a.output, "output", "o", "table", "output format: "+strings.Join(formats, ", "))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !slices.Contains(formats, a.output) {
+			return fmt.Errorf("--output %q: want one of %s", a.output, strings.Join(formats, ", "))
+		}
+		return run(cmd, args)
 	}
-	return false
 }
 
-// dial reads the cluster that a kubeconfig file points to.
-func dial(kubeconfig, context string) (client.Reader, string, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	cfg := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: context})
-	namespace, _, err := cfg.Namespace()
-	if err != nil {
-		return nil, "", err
+// print writes an answer, by table unless it was asked for in another format.
+func (a *app) print(answer any, table func(w io.Writer, wide bool) error) error {
+	switch a.output {
+	case "json":
+		e := json.NewEncoder(a.Out)
+		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false)
+		return e.Encode(answer)
+	case "yaml":
+		b, err := yaml.Marshal(answer)
+		if err != nil {
+			return err
+		}
+		_, err = a.Out.Write(b)
+		return err
 	}
-	rest, err := cfg.ClientConfig()
-	if err != nil {
-		return nil, "", err
+	return table(a.Out, a.output == "wide")
+}
+
+// Colors of a terminal.
+const (
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+)
+
+// paint colors a text on a terminal.
+func (a *app) paint(color, text string) string {
+	if !a.color {
+		return text
 	}
-	rest.QPS = -1 // a dozen requests, all at once
+	return "\x1b[" + color + "m" + text + "\x1b[0m"
+}
+
+// dial reads the cluster that flags and a kubeconfig file point to.
+func dial(flags *genericclioptions.ConfigFlags) (*connection, error) {
+	namespace, _, err := flags.ToRawKubeConfigLoader().Namespace()
+	if err != nil {
+		return nil, err
+	}
+	config, err := flags.ToRESTConfig()
+	if err != nil {
+		return nil, err
+	}
+	config.QPS = -1 // a dozen requests, all at once
 	scheme, err := newScheme()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	c, err := client.New(rest, client.Options{Scheme: scheme})
-	return c, namespace, err
+	c, err := client.New(config, client.Options{Scheme: scheme})
+	return &connection{c, config, namespace}, err
 }
 
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	return scheme, errors.Join(clientgoscheme.AddToScheme(scheme), v1beta1.AddToScheme(scheme))
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// slow is after which time a user is told what is being waited for.
+const slow = time.Second
+
+// progress says on the standard error what is being waited for, once that has taken a while.
+type progress struct {
+	w    io.Writer
+	from time.Time
+}
+
+// step begins with something that may take long; what it returns is called when that is over.
+func (p *progress) step(what string) (done func()) {
+	if p.w == nil {
+		return func() {}
+	}
+	t := time.AfterFunc(max(0, slow-time.Since(p.from)), func() { fmt.Fprintln(p.w, what+" …") })
+	return func() { t.Stop() }
+}
+
+// load reads the cluster.
+func (a *app) load(ctx context.Context) (*connection, *cluster, error) {
+	conn, err := a.connect(a.flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := a.read(ctx, conn)
+	return conn, c, err
+}
+
+func (a *app) read(ctx context.Context, from client.Reader) (*cluster, error) {
+	return load(ctx, from, reading{namespace: a.system, now: a.now, wait: a.wait, progress: &progress{a.ErrOut, time.Now()}})
 }

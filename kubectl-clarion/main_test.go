@@ -2,27 +2,36 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/cli-runtime/pkg/genericclioptions"
+	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/yaml"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
 )
 
 var update = flag.Bool("update", false, "write what the plug-in says into testdata")
@@ -45,17 +54,10 @@ func TestOutput(t *testing.T) {
 			reader := readerOf(t, string(common.Files[0].Data)+"---\n"+string(a.Files[0].Data), strings.Fields(forbidden))
 			for i := range a.Files[1:] {
 				f := &a.Files[i+1]
-				var out bytes.Buffer
-				err := run(t.Context(), strings.Fields(f.Name), &out, func(string, string) (client.Reader, string, error) {
-					return reader, "default", nil
-				})
-				if err != nil {
-					out.WriteString("error: " + err.Error() + "\n")
-				}
-				got := strings.TrimRight(out.String(), "\n") + "\n"
+				got := says(t, reader, strings.Fields(f.Name)...)
 				if *update {
 					f.Data = []byte(got)
-				} else if diff := cmp.Diff(string(f.Data), got); diff != "" {
+				} else if diff := gocmp.Diff(string(f.Data), got); diff != "" {
 					t.Errorf("%s (-want +got):\n%s", f.Name, diff)
 				}
 			}
@@ -65,6 +67,33 @@ func TestOutput(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// clock is what the time is in testdata.
+var clock = time.Date(2026, 1, 1, 1, 0, 0, 0, time.UTC)
+
+// says is what the plug-in prints, and the code that it exits with unless that is 0.
+func says(t *testing.T, from client.Reader, args ...string) string {
+	t.Helper()
+	var out bytes.Buffer
+	a := testApp(from, &out)
+	code := a.run(t.Context(), args)
+	got := strings.TrimRight(out.String(), "\n") + "\n"
+	if code != 0 {
+		got += fmt.Sprintf("exit %d\n", code)
+	}
+	return got
+}
+
+// testApp is the plug-in in a cluster that is read, with time standing still.
+func testApp(from client.Reader, out io.Writer) *app {
+	return &app{
+		IOStreams: genericiooptions.IOStreams{In: strings.NewReader(""), Out: out, ErrOut: out},
+		connect: func(flags *genericclioptions.ConfigFlags) (*connection, error) {
+			return &connection{Reader: from, namespace: cmp.Or(*flags.Namespace, "default")}, nil
+		},
+		now: func() time.Time { return clock }, wait: func(context.Context, time.Duration) {}, version: "v0.1.0", built: "for the test",
 	}
 }
 
@@ -91,6 +120,12 @@ func readerOf(t *testing.T, objects string, forbidden []string) client.Reader {
 				return apierrors.NewForbidden(schema.GroupResource{Resource: kind}, "", errors.New("no right to list it"))
 			}
 			return c.List(ctx, list, opts...)
+		},
+		Get: func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			if _, ok := o.(*coordinationv1.Lease); ok && slices.Contains(forbidden, "Lease") {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "Lease"}, key.Name, errors.New("no right to get it"))
+			}
+			return c.Get(ctx, key, o, opts...)
 		},
 	})
 	for text := range strings.SplitSeq(objects, "---\n") {
@@ -156,13 +191,105 @@ func TestRights(t *testing.T) {
 			read = append(read, plural.Group+"/"+plural.Resource)
 			return err
 		},
-	}).Build())
+	}).Build(), reading{namespace: "clarion-system", now: time.Now, wait: wait, progress: &progress{}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(allowed)
 	slices.Sort(read)
-	if diff := cmp.Diff(read, allowed); diff != "" {
+	if diff := gocmp.Diff(read, allowed); diff != "" {
 		t.Errorf("(-read, once each +allowed):\n%s", diff)
+	}
+}
+
+// Whoever watches is told what changes, once, and that the cluster cannot be read while it cannot.
+func TestWatch(t *testing.T) {
+	common, healthy := parse(t, "testdata/common.txtar"), parse(t, "testdata/healthy.txtar")
+	reader := readerOf(t, string(common.Files[0].Data)+"---\n"+string(healthy.Files[0].Data), nil).(client.Client)
+	failing := false
+	from := interceptor.NewClient(reader.(client.WithWatch), interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if failing {
+				return errors.New("the API server is away")
+			}
+			return c.List(ctx, list, opts...)
+		},
+	})
+	var out bytes.Buffer
+	a := testApp(from, &out)
+	ctx, cancel := context.WithCancel(t.Context())
+	get := func(o client.Object, name string) {
+		if err := reader.Get(ctx, client.ObjectKey{Name: name}, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(o client.Object) {
+		if err := reader.Update(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	steps := []func(){
+		func() {},
+		func() {
+			var sp v1beta1.Speaker
+			get(&sp, "node2")
+			sp.Status.LocalNetwork = &v1beta1.Layer2Status{Digest: "0000000000000000"}
+			sp.Status.Sessions[0].State, sp.Status.Sessions[0].LastError = "Active", "hold timer expired"
+			write(&sp)
+		},
+		func() { failing = true },
+		func() {},
+		func() { failing = false },
+		func() {
+			var sp v1beta1.Speaker
+			get(&sp, "node2")
+			sp.Status.Sessions[0].State = v1beta1.Established
+			write(&sp)
+		},
+		cancel,
+	}
+	a.wait = func(context.Context, time.Duration) {
+		steps[0]()
+		steps = steps[1:]
+	}
+	if code := a.run(ctx, []string{"status", "--watch"}); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	const want = `01:00:00  3 speakers, 2 pools, 0 problems
+01:00:00  Node/node2 answers on layer 2 for -, no longer 192.0.2.200
+01:00:00  Node/node2: BGP: tor1 Active, tor2 Established (1 IPv4, 0 IPv6), no longer tor1 Established (1 IPv4, 0 IPv6), tor2 Established (1 IPv4, 0 IPv6)
+01:00:00  + BGPPeer/tor1: no session with node2: Active (hold timer expired)
+01:00:00  cannot read the cluster: reading ServiceList: the API server is away
+01:00:00  the cluster can be read again
+01:00:00  Node/node2: BGP: tor1 Established (1 IPv4, 0 IPv6), tor2 Established (1 IPv4, 0 IPv6), no longer tor1 Active, tor2 Established (1 IPv4, 0 IPv6)
+01:00:00  - BGPPeer/tor1: no session with node2: Active (hold timer expired)
+`
+	if diff := gocmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A Lease that looks as if it had run out by this machine's clock is that of a living controller if it is renewed.
+func TestClockThatIsWrong(t *testing.T) {
+	common := parse(t, "testdata/common.txtar")
+	reader := readerOf(t, string(common.Files[0].Data), nil).(client.Client)
+	for _, off := range []time.Duration{-time.Hour, time.Hour} {
+		for _, alive := range []bool{true, false} {
+			how := reading{namespace: "clarion-system", now: func() time.Time { return clock.Add(off) }, progress: &progress{}}
+			how.wait = func(ctx context.Context, _ time.Duration) {
+				var l coordinationv1.Lease
+				if err := reader.Get(ctx, client.ObjectKey{Namespace: "clarion-system", Name: v1beta1.LeaseName}, &l); err != nil {
+					t.Fatal(err)
+				}
+				if l.Spec.RenewTime.Time = l.Spec.RenewTime.Add(2 * time.Second); alive {
+					if err := reader.Update(ctx, &l); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if c, err := readController(t.Context(), reader, how); err != nil || c.alive != alive {
+				t.Errorf("clock off by %s: alive is %t, want %t (%v)", off, c.alive, alive, err)
+			}
+		}
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
+	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,40 +21,171 @@ import (
 	"github.com/clarionlb/clarion/internal/text"
 )
 
-func writeStatus(w io.Writer, c *cluster) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "POOL\tIPv4 USED\tFREE\tIPv6 USED\tFREE\tREADY")
+// statusReport is the cluster on a page.
+type statusReport struct {
+	Controller controllerReport  `json:"controller"`
+	Pools      []poolReport      `json:"pools"`
+	Speakers   []speakerReport   `json:"speakers"`
+	Problems   []problem         `json:"problems"`
+	NotShown   map[string]string `json:"notShown,omitempty"`
+}
+
+type controllerReport struct {
+	Name    string     `json:"name,omitempty"`
+	Alive   bool       `json:"alive"`
+	Renewed *time.Time `json:"renewed,omitempty"`
+	Version string     `json:"version,omitempty"`
+	Class   string     `json:"loadBalancerClass,omitempty"`
+	Default bool       `json:"defaultClass"`
+}
+
+type poolReport struct {
+	Name  string                      `json:"name"`
+	Ready string                      `json:"ready"`
+	Use   v1beta1.IPAddressPoolStatus `json:"status"`
+}
+
+type speakerReport struct {
+	Node       string                  `json:"node"`
+	Alive      bool                    `json:"alive"`
+	Ready      string                  `json:"ready,omitempty"`
+	Version    string                  `json:"version,omitempty"`
+	Missing    string                  `json:"missing,omitempty"` // nodes, for people
+	Answers    string                  `json:"answers,omitempty"` // addresses, for people
+	Answered   int32                   `json:"answered"`
+	Sessions   []v1beta1.SessionStatus `json:"sessions,omitempty"`
+	Interfaces []string                `json:"interfaces,omitempty"`
+}
+
+// problem is something that is not as someone wanted it.
+type problem struct {
+	About string `json:"about"` // Kind/name
+	Text  string `json:"text"`
+}
+
+func (p problem) String() string { return p.About + ": " + p.Text }
+
+func (a *app) statusCommand() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "The controller, pools, speakers and BGP sessions, and everything that is wrong",
+		Args:  cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if watch {
+				return a.watchStatus(cmd.Context())
+			}
+			_, c, err := a.load(cmd.Context())
+			if err != nil {
+				return err
+			}
+			r := c.status()
+			if err := a.print(r, func(w io.Writer, wide bool) error { return a.writeStatus(w, r, wide) }); err != nil {
+				return err
+			}
+			switch {
+			case len(r.Problems) > 0:
+				return problemsFound
+			case len(r.NotShown) > 0:
+				return couldNotTell
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and say what changes")
+	a.printFlag(cmd)
+	return cmd
+}
+
+// status is the cluster on a page.
+func (c *cluster) status() statusReport {
+	k := c.controller
+	r := statusReport{
+		Controller: controllerReport{Name: k.holder, Alive: k.alive, Version: k.version},
+		Pools:      []poolReport{}, Speakers: []speakerReport{}, Problems: c.problems(), NotShown: c.notShown(),
+	}
+	if k.lease {
+		r.Controller.Class, r.Controller.Default = k.class, k.byDefault
+	}
+	if k.holder != "" {
+		r.Controller.Renewed = &k.renewed
+	}
 	for _, p := range c.pools {
-		s := p.Status
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%s\n", p.Name, s.AssignedIPv4, s.AvailableIPv4, s.AssignedIPv6, s.AvailableIPv6,
-			conditionStatus(s.Conditions, v1beta1.ConditionReady))
+		r.Pools = append(r.Pools, poolReport{p.Name, conditionStatus(p.Status.Conditions, v1beta1.ConditionReady), p.Status})
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	fmt.Fprintln(t, "\nSPEAKER\tALIVE\tREADY\tMISSING\tLAYER 2\tBGP")
 	for _, name := range sortedKeys(c.speakers) {
 		s := c.speakers[name]
-		if !c.alive[name] {
-			fmt.Fprintf(t, "%s\tno\t\t\t\t\n", name)
-			continue
+		of := speakerReport{Node: name, Alive: c.alive[name]}
+		if of.Alive {
+			of.Ready, of.Version = conditionStatus(s.Status.Conditions, v1beta1.ConditionReady), s.Status.Version
+			of.Missing, of.Answers = missingOf(s), c.layer2Of(s)
+			if l := s.Status.LocalNetwork; l != nil {
+				of.Answered = l.Answered
+			}
+			of.Sessions, of.Interfaces = s.Status.Sessions, s.Status.Interfaces
 		}
-		fmt.Fprintf(t, "%s\tyes\t%s\t%s\t%s\t%s\n", s.Name, conditionStatus(s.Status.Conditions, v1beta1.ConditionReady),
-			missingOf(s), c.layer2Of(s), sessionsOf(s))
+		r.Speakers = append(r.Speakers, of)
+	}
+	return r
+}
+
+func (a *app) writeStatus(w io.Writer, r statusReport, wide bool) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) { fmt.Fprintln(t, strings.Join(cells, "\t")) }
+	if k := r.Controller; r.NotShown["Lease"] == "" {
+		alive, class := "no", orNone(k.Class)
+		if k.Alive {
+			alive = "yes"
+		}
+		if k.Default {
+			class += ", or none"
+		}
+		row("CONTROLLER", "ALIVE", "VERSION", "CLASS")
+		row(orNone(k.Name), alive, orNone(k.Version), class)
+		if err := t.Flush(); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
+	}
+	more := func(cells []string, name ...string) []string {
+		if wide {
+			cells = append(cells, name...)
+		}
+		return cells
+	}
+	row(more([]string{"POOL", "IPv4 USED", "FREE", "IPv6 USED", "FREE", "READY"}, "KEPT", "RESTING", "QUARANTINED")...)
+	for _, p := range r.Pools {
+		n := func(n any) string { return fmt.Sprint(n) }
+		row(more([]string{p.Name, n(p.Use.AssignedIPv4), n(p.Use.AvailableIPv4), n(p.Use.AssignedIPv6), n(p.Use.AvailableIPv6), p.Ready},
+			n(len(p.Use.Kept)), n(len(p.Use.Resting)), n(len(p.Use.Quarantined)))...)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	problems := c.problems()
-	switch {
-	case len(problems) > 0:
-		fmt.Fprintln(w, "\nPROBLEMS\n"+strings.Join(problems, "\n"))
-	case len(c.hidden) > 0:
-		fmt.Fprintln(w, "\nNo problems in what is shown.")
-	default:
-		fmt.Fprintln(w, "\nNo problems.")
+	fmt.Fprintln(w)
+	row(more([]string{"SPEAKER", "ALIVE", "READY", "MISSING", "LAYER 2", "BGP"}, "VERSION", "INTERFACES")...)
+	for _, s := range r.Speakers {
+		if !s.Alive {
+			row(more([]string{s.Node, "no", "", "", "", ""}, "", "")...)
+			continue
+		}
+		row(more([]string{s.Node, "yes", s.Ready, orNone(s.Missing), orNone(s.Answers), sessionsOf(s.Sessions)}, orNone(s.Version), orNone(strings.Join(s.Interfaces, ", ")))...)
 	}
-	return c.writeHidden(w)
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	switch {
+	case len(r.Problems) > 0:
+		fmt.Fprintln(w, "\n"+a.paint(red, "PROBLEMS"))
+		for _, p := range r.Problems {
+			fmt.Fprintln(w, "  "+p.String())
+		}
+	case len(r.NotShown) > 0:
+		fmt.Fprintln(w, "\n"+a.paint(yellow, "No problems in what is shown."))
+	default:
+		fmt.Fprintln(w, "\n"+a.paint(green, "No problems."))
+	}
+	return writeHidden(w, r.NotShown)
 }
 
 // missingOf are the speakers that one misses.
@@ -61,7 +194,7 @@ func missingOf(s *v1beta1.Speaker) string {
 	if s.Status.MissingMore > 0 {
 		out += fmt.Sprintf(", and %d that others name", s.Status.MissingMore)
 	}
-	return orNone(out)
+	return out
 }
 
 // layer2Of are the addresses that a node answers for.
@@ -73,12 +206,12 @@ func (c *cluster) layer2Of(s *v1beta1.Speaker) string {
 	if l := s.Status.LocalNetwork; l != nil && int(l.Answered) != len(out) {
 		return fmt.Sprintf("%d, of which not all are known", l.Answered)
 	}
-	return orNone(text.Few(out))
+	return text.Few(out)
 }
 
-func sessionsOf(s *v1beta1.Speaker) string {
+func sessionsOf(sessions []v1beta1.SessionStatus) string {
 	var out []string
-	for _, ses := range s.Status.Sessions {
+	for _, ses := range sessions {
 		text := ses.Peer + " " + ses.State
 		if ses.State == v1beta1.Established {
 			text = fmt.Sprintf("%s (%d IPv4, %d IPv6)", text, ses.PrefixesIPv4, ses.PrefixesIPv6)
@@ -88,13 +221,24 @@ func sessionsOf(s *v1beta1.Speaker) string {
 	return orNone(strings.Join(out, ", "))
 }
 
-// problems is everything that is not as someone wanted it, a line each, grouped by what it is about.
-func (c *cluster) problems() []string {
-	var out []string
+// problems is everything that is not as someone wanted it, grouped by what it is about.
+func (c *cluster) problems() []problem {
+	out := []problem{}
 	add := func(about, format string, args ...any) {
-		out = append(out, "  "+about+": "+fmt.Sprintf(format, args...))
+		out = append(out, problem{about, fmt.Sprintf(format, args...)})
+	}
+	works := c.hidden["Lease"] == nil
+	if why := c.controller.problem(c.namespace); works && why != "" {
+		works = false
+		add("Controller", "%s", why)
 	}
 	for _, o := range c.objects {
+		if ready := meta.FindStatusCondition(o.conditions, v1beta1.ConditionReady); strings.HasPrefix(o.name, "Speaker/") {
+		} else if ready == nil {
+			add(o.name, "the controller has not looked at it")
+		} else if ready.ObservedGeneration < o.generation && ready.ObservedGeneration > 0 {
+			add(o.name, "the controller has not looked at its last edit; what is said of it is from before")
+		}
 		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionReady, metav1.ConditionFalse); ok {
 			add(o.name, "%s", why)
 		}
@@ -103,11 +247,6 @@ func (c *cluster) problems() []string {
 		}
 		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionGuarded, metav1.ConditionFalse); ok {
 			add(o.name, "%s", why)
-		}
-	}
-	for _, p := range c.pools {
-		if meta.FindStatusCondition(p.Status.Conditions, v1beta1.ConditionReady) == nil {
-			add("IPAddressPool/"+p.Name, "the controller has not looked at it; is it running?")
 		}
 	}
 	for _, node := range c.nodes {
@@ -121,16 +260,19 @@ func (c *cluster) problems() []string {
 			add("Node/"+node, "no other speaker sees its speaker alive")
 		}
 	}
+	for _, text := range c.mixed() {
+		add("Versions", "%s", text)
+	}
 	// What a dead speaker wrote last is not news; what several say of one object is said once.
-	said := map[string][]string{}
+	said := map[problem][]string{}
 	for _, name := range sortedKeys(c.alive) {
 		for _, p := range c.speakers[name].Status.Problems {
-			text := p.Object + ": " + p.Message
-			said[text] = append(said[text], name)
+			of := problem{p.Object, p.Message}
+			said[of] = append(said[of], name)
 		}
 	}
-	for _, text := range sortedKeys(said) {
-		out = append(out, fmt.Sprintf("  %s (says %s)", text, strings.Join(said[text], ", ")))
+	for _, p := range slices.SortedFunc(maps.Keys(said), func(a, b problem) int { return strings.Compare(a.String(), b.String()) }) {
+		add(p.About, "%s (says %s)", p.Text, text.Few(said[p]))
 	}
 	for _, name := range sortedKeys(c.alive) {
 		s := c.speakers[name]
@@ -143,13 +285,23 @@ func (c *cluster) problems() []string {
 			}
 		}
 		for _, a := range s.Status.Conflicts {
-			add("address "+a.Address, "%s", conflictText(explain.Conflict{Node: name, AddressConflict: a}))
+			add("Address/"+a.Address, "%s", conflictText(explain.Conflict{Node: name, AddressConflict: a}))
 		}
 	}
-	keys := slices.SortedFunc(maps.Keys(c.services), func(a, b client.ObjectKey) int { return strings.Compare(a.String(), b.String()) })
-	for _, key := range keys {
+	for _, key := range c.serviceKeys() {
 		svc := c.services[key]
 		if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+			continue
+		}
+		allocated := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated)
+		if allocated == nil {
+			if c.controller.serves(svc) && len(svc.Status.LoadBalancer.Ingress) == 0 {
+				waits := "it waits for an address"
+				if works && c.now.Sub(svc.CreationTimestamp.Time) > explain.Youth {
+					waits += " since " + stamp(svc.CreationTimestamp.Time) + ", and the controller has not looked at it"
+				}
+				add("Service/"+key.String(), "%s", waits)
+			}
 			continue
 		}
 		for _, condition := range []string{v1beta1.ConditionAllocated, v1beta1.ConditionAnnounced} {
@@ -157,13 +309,22 @@ func (c *cluster) problems() []string {
 				add("Service/"+key.String(), "%s", why)
 				break
 			}
+			if cond := meta.FindStatusCondition(svc.Status.Conditions, condition); cond != nil && cond.ObservedGeneration > 0 && cond.ObservedGeneration < svc.Generation {
+				add("Service/"+key.String(), "the controller has not looked at its last edit; what is said of it is from before")
+				break
+			}
 		}
 	}
 	return out
 }
 
+// serviceKeys are those of all Services, sorted.
+func (c *cluster) serviceKeys() []client.ObjectKey {
+	return slices.SortedFunc(maps.Keys(c.services), func(a, b client.ObjectKey) int { return strings.Compare(a.String(), b.String()) })
+}
+
 func conflictText(c explain.Conflict) string {
-	return fmt.Sprintf("%s hears %s claim it on %s since %s", c.Node, c.HardwareAddress, c.Interface, c.Since.UTC().Format("2006-01-02 15:04:05 UTC"))
+	return fmt.Sprintf("%s hears %s claim it on %s since %s", c.Node, c.HardwareAddress, c.Interface, stamp(c.Since.Time))
 }
 
 func conditionStatus(conditions []metav1.Condition, name string) string {

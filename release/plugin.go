@@ -9,27 +9,10 @@ import (
 	"strings"
 )
 
-// completion is what kubectl runs to complete words after "kubectl clarion": it prints one word a line, and what the
-// shell is to do with them (4: no file names).
+// completion is what kubectl runs to complete words after "kubectl clarion".
 const completion = `#!/bin/sh
 # Completes kubectl clarion. kubectl finds it as kubectl_complete-clarion in the PATH.
-last=""; words=""; skip=""
-for word in "$@"; do
-  case "$last" in -*|"") ;; *) [ -n "$skip" ] || words="$words $last" ;; esac
-  skip=""
-  case "$last" in -n|--namespace|--context|--kubeconfig) skip=yes ;; esac
-  last=$word
-done
-case "$last" in
--*) printf '%s\n' --namespace --context --kubeconfig --version ;;
-*)
-  case "$words" in
-  "") printf '%s\n' status explain ;;
-  " explain") echo svc ;;
-  " explain svc") kubectl get services --all-namespaces --ignore-not-found --output 'go-template={{range .items}}{{if eq .spec.type "LoadBalancer"}}{{.metadata.namespace}}/{{.metadata.name}}{{"\n"}}{{end}}{{end}}' 2>/dev/null ;;
-  esac ;;
-esac
-echo :4
+exec kubectl-clarion __complete "$@"
 `
 
 // writePlugins writes an archive of kubectl-clarion for each platform, and the manifest by which krew installs them.
@@ -46,7 +29,7 @@ spec:
   description: |
     Shows pools, speakers and BGP sessions of Clarion, a load balancer for
     clusters on bare metal, and explains why a Service is or is not reachable
-    from outside. It reads the API and writes nothing.
+    from outside. It writes nothing to the cluster.
   platforms:
 `, r.version, repository)
 	for _, p := range r.plugins {

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// kind is something that can be explained.
+type kind struct {
+	words []string // that it goes by
+	list  func() client.ObjectList
+	// explain explains one of a name.
+	explain func(ctx context.Context, c *cluster, conn *connection, name string) (explanation, error)
+}
+
+var kinds = []kind{
+	{[]string{"svc", "service", "services"}, func() client.ObjectList { return &corev1.ServiceList{} }, explainServiceNamed},
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain KIND NAME | KIND/NAME",
+		Short: "Why a Service is or is not reachable",
+		Example: `  kubectl clarion explain svc web -n shop
+  kubectl clarion explain svc shop/web`,
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			word, name, err := kindAndName(args)
+			if err != nil {
+				return err
+			}
+			k := kindOfWord(word)
+			if k == nil {
+				return fmt.Errorf("%q is no kind that can be explained: want %s", word, kindWords())
+			}
+			conn, c, err := a.load(cmd.Context())
+			if err != nil {
+				return err
+			}
+			c.snap.Lock()
+			defer c.snap.Unlock()
+			e, err := k.explain(cmd.Context(), c, conn, name)
+			if err != nil {
+				return err
+			}
+			if err := a.print(e, func(w io.Writer, _ bool) error { return e.write(a, w) }); err != nil {
+				return err
+			}
+			switch {
+			case e.Fine == nil:
+				return couldNotTell
+			case !*e.Fine:
+				return problemsFound
+			}
+			return nil
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+			return a.completeKind(cmd.Context(), args, begun), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	a.printFlag(cmd)
+	return cmd
+}
+
+// kindAndName reads KIND NAME, KIND/NAME, or for a Service KIND NAMESPACE/NAME and KIND/NAMESPACE/NAME.
+func kindAndName(args []string) (kind, name string, err error) {
+	if len(args) == 2 {
+		return args[0], args[1], nil
+	}
+	kind, name, ok := strings.Cut(args[0], "/")
+	if !ok || name == "" {
+		return "", "", errors.New("which one? want KIND NAME or KIND/NAME")
+	}
+	return kind, name, nil
+}
+
+func kindOfWord(word string) *kind {
+	for i := range kinds {
+		for _, w := range kinds[i].words {
+			if strings.EqualFold(w, word) {
+				return &kinds[i]
+			}
+		}
+	}
+	return nil
+}
+
+// kindWords are the shortest words of all kinds.
+func kindWords() string {
+	var out []string
+	for _, k := range kinds {
+		out = append(out, k.words[0])
+	}
+	return strings.Join(out, ", ")
+}
+
+func (a *app) completeKind(ctx context.Context, args []string, begun string) (out []string) {
+	switch len(args) {
+	case 0:
+		for _, k := range kinds {
+			out = append(out, k.words[0])
+		}
+	case 1:
+		k := kindOfWord(args[0])
+		if k == nil || k.list == nil {
+			return nil
+		}
+		var in []client.ListOption
+		of, inNamespace := "", false
+		if ns, _, ok := strings.Cut(begun, "/"); ok {
+			of, inNamespace = ns, true
+		} else if *a.flags.Namespace != "" {
+			of = *a.flags.Namespace
+		}
+		if of != "" {
+			in = append(in, client.InNamespace(of))
+		}
+		return a.names(ctx, k.list(), func(o client.Object) (string, bool) {
+			if svc, ok := o.(*corev1.Service); ok {
+				name := svc.Namespace + "/" + svc.Name
+				if of != "" && !inNamespace {
+					name = svc.Name
+				}
+				return name, svc.Spec.Type == corev1.ServiceTypeLoadBalancer || len(svc.Spec.ExternalIPs) > 0
+			}
+			return o.GetName(), true
+		}, in...)
+	}
+	return out
+}
+
+// serviceNamed is the Service of a name, or of namespace/name.
+func (c *cluster) serviceNamed(ctx context.Context, conn *connection, name string) (*corev1.Service, error) {
+	key := client.ObjectKey{Namespace: conn.namespace, Name: name}
+	if before, after, ok := strings.Cut(name, "/"); ok {
+		key = client.ObjectKey{Namespace: before, Name: after}
+	}
+	svc := c.services[key]
+	if c.hidden["Service"] != nil { // perhaps just not all of them
+		svc = &corev1.Service{}
+		if err := conn.Get(ctx, key, svc); err != nil {
+			return nil, err
+		}
+	}
+	if svc == nil {
+		return nil, fmt.Errorf("there is no Service %s", key)
+	}
+	return svc, nil
+}
+
+func explainServiceNamed(ctx context.Context, c *cluster, conn *connection, name string) (explanation, error) {
+	svc, err := c.serviceNamed(ctx, conn, name)
+	if err != nil {
+		return explanation{}, err
+	}
+	return c.explainService(svc), nil
+}
