@@ -133,8 +133,12 @@ func (e *explanation) write(a *app, w io.Writer) error {
 	}
 	for _, s := range e.Sections {
 		fmt.Fprintf(w, "\n%s\n", s.Title)
+		format := "  %-9s  %s\n"
+		if !slices.ContainsFunc(s.Lines, func(l line) bool { return l.Label != "" }) {
+			format = "  %s%s\n"
+		}
 		for _, l := range s.Lines {
-			fmt.Fprintf(w, "  %-9s  %s\n", l.Label, l.Text)
+			fmt.Fprintf(w, format, l.Label, l.Text)
 		}
 	}
 	for _, n := range e.Notes {

@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/clarionlb/clarion/api/v1beta1"
 )
 
 // kind is something that can be explained.
@@ -22,14 +24,24 @@ type kind struct {
 
 var kinds = []kind{
 	{[]string{"svc", "service", "services"}, func() client.ObjectList { return &corev1.ServiceList{} }, explainServiceNamed},
+	{[]string{"pool", "ipaddresspool", "ipaddresspools", "pools"}, func() client.ObjectList { return &v1beta1.IPAddressPoolList{} }, explainPool},
+	{[]string{"peer", "bgppeer", "bgppeers", "peers"}, func() client.ObjectList { return &v1beta1.BGPPeerList{} }, explainPeer},
+	{[]string{"node", "nodes", "no", "speaker", "speakers"}, func() client.ObjectList { return &corev1.NodeList{} }, explainNode},
+	{[]string{"address", "addresses", "addr"}, nil, explainAddress},
+	{[]string{"l2advertisement", "l2advertisements", "l2"}, func() client.ObjectList { return &v1beta1.L2AdvertisementList{} }, explainL2},
+	{[]string{"bgpadvertisement", "bgpadvertisements", "bgp"}, func() client.ObjectList { return &v1beta1.BGPAdvertisementList{} }, explainBGP},
+	{[]string{"bfdprofile", "bfdprofiles", "bfd"}, func() client.ObjectList { return &v1beta1.BFDProfileList{} }, explainUsed("BFDProfile", usersOfProfile)},
+	{[]string{"community", "communities"}, func() client.ObjectList { return &v1beta1.CommunityList{} }, explainUsed("Community", usersOfCommunity)},
 }
 
 func (a *app) explainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain KIND NAME | KIND/NAME",
-		Short: "Why a Service is or is not reachable",
-		Example: `  kubectl clarion explain svc web -n shop
-  kubectl clarion explain svc shop/web`,
+		Short: "Why a Service is or is not reachable; what a pool, peer, node, address or advertisement does, and why not more",
+		Example: `  kubectl clarion explain svc/web -n shop
+  kubectl clarion explain svc shop/web
+  kubectl clarion explain node node1
+  kubectl clarion explain address 192.0.2.200`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			word, name, err := kindAndName(args)

@@ -48,6 +48,7 @@ type object struct {
 	name       string // Kind/name
 	generation int64
 	conditions []metav1.Condition
+	is         client.Object
 }
 
 // reading is how a cluster is read.
@@ -181,7 +182,7 @@ type pointer[T any] interface {
 func objects[T any, P pointer[T]](ctx context.Context, o once, name string, conditions func(P) []metav1.Condition) (out []object) {
 	items, _ := all[T, P](ctx, o)
 	for _, x := range items {
-		out = append(out, object{name + "/" + x.GetName(), x.GetGeneration(), conditions(x)})
+		out = append(out, object{name + "/" + x.GetName(), x.GetGeneration(), conditions(x), x})
 	}
 	return out
 }

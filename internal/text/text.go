@@ -17,6 +17,18 @@ func Few(all []string) string {
 	return strings.Join(all, ", ")
 }
 
+// Count counts things by their name in the singular: 1 address, 2 addresses.
+func Count(n int, thing string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(thing, "s"), strings.HasSuffix(thing, "x"):
+		thing += "es"
+	default:
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
 // maxNote is what the API server takes as the text of an event, in bytes (the field note of events.k8s.io/v1).
 const maxNote = 1024
 
