@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,12 +22,11 @@ type kernel interface {
 	listen(p Peer, remote netip.Addr, deliver func(net.Conn)) (cancel func(), err error)
 	// close ends all listening.
 	close()
-	// addresses are those of every interface.
-	addresses() ([]address, error)
 	// gateways are those of the default route.
 	gateways(Gateway) ([]netip.Addr, error)
-	// watch calls changed when addresses or routes have changed, until ctx ends.
-	watch(ctx context.Context, changed func())
+	// watch calls changed with the addresses of every interface, now and when they or the default routes have changed, or
+	// with why they cannot be read, until ctx ends.
+	watch(ctx context.Context, changed func([]address, error))
 }
 
 // linux is the kernel that this process runs on.
@@ -34,7 +34,7 @@ type linux struct{ *listeners }
 
 func newKernel(listenPort uint16) kernel { return linux{newListeners(listenPort)} }
 
-// address is an address of the node.
+// address is an address of the node. One with nothing but addr and link is a key of addresses.
 type address struct {
 	addr     netip.Addr // without a zone
 	link     int        // index of the interface
@@ -42,35 +42,57 @@ type address struct {
 	floating bool       // may move or go soon: beside another of its network, a host's alone, temporary, or deprecated
 }
 
-func (linux) addresses() ([]address, error) {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
+// addresses are those of the node, by address and interface.
+type addresses map[address]address
+
+// take takes in what the kernel says of an address that is here, or gone, and says whether that is new.
+func (all addresses) take(prefix *net.IPNet, link, flags int, here bool) (changed bool) {
 	// IFA_F_SECONDARY means temporary for IPv6. Any host on the link can deprecate an address by a router advertisement;
 	// it receives all the same.
 	const unusable, floating = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED, unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED
-	var all []address
-	for _, a := range list {
-		ip, ok := netip.AddrFromSlice(a.IP)
-		if !ok {
-			continue
-		}
-		ip = ip.Unmap()
-		ones, bits := a.Mask.Size()
-		all = append(all, address{
-			addr: ip, link: a.LinkIndex,
-			usable:   a.Flags&unusable == 0 && ip.IsGlobalUnicast(),
-			floating: a.Flags&floating != 0 || ones == bits,
-		})
+	ip, ok := netip.AddrFromSlice(prefix.IP)
+	if !ok {
+		return false
 	}
-	return all, nil
+	ip = ip.Unmap()
+	key := address{addr: ip, link: link}
+	was, known := all[key]
+	if !here {
+		delete(all, key)
+		return known
+	}
+	ones, bits := prefix.Mask.Size()
+	is := key
+	is.usable = flags&unusable == 0 && ip.IsGlobalUnicast()
+	is.floating = flags&floating != 0 || ones == bits
+	// When a link returns, its addresses are tentative once more (RFC 4862 section 5.4); nobody else had them before.
+	is.usable = is.usable || was.usable && flags&unix.IFA_F_DADFAILED == 0
+	all[key] = is
+	return !known || was != is
+}
+
+// read makes all what the kernel has.
+func (all addresses) read() error {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list addresses: %w", err)
+	}
+	old := maps.Clone(all)
+	for _, a := range list {
+		all.take(a.IPNet, a.LinkIndex, a.Flags, true)
+		ip, _ := netip.AddrFromSlice(a.IP)
+		delete(old, address{addr: ip.Unmap(), link: a.LinkIndex})
+	}
+	maps.DeleteFunc(all, func(key, _ address) bool { _, gone := old[key]; return gone })
+	return nil
 }
 
 // settle is how long changes of addresses and routes are collected before they are looked at.
 const settle = 200 * time.Millisecond
 
-func (linux) watch(ctx context.Context, changed func()) {
+// watch reads all addresses once, and then only what the kernel says of single ones: a node may have ten thousand.
+func (linux) watch(ctx context.Context, changed func([]address, error)) {
+	all := addresses{}
 	for ctx.Err() == nil {
 		addrs, routes := make(chan netlink.AddrUpdate, 64), make(chan netlink.RouteUpdate, 64)
 		done := make(chan struct{})
@@ -78,20 +100,22 @@ func (linux) watch(ctx context.Context, changed func()) {
 		if err == nil {
 			err = netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: func(error) {}})
 		}
-		changed() // there may have been changes before
+		err = cmp.Or(all.read(), err)
+		changed(slices.Collect(maps.Values(all)), err)
 		var due <-chan time.Time
 		for ok := err == nil; ok && ctx.Err() == nil; {
 			touched := false
 			select {
 			case <-ctx.Done():
-			case _, ok = <-addrs:
-				touched = true
+			case a, open := <-addrs:
+				ok = open
+				touched = open && all.take(&a.LinkAddress, a.LinkIndex, a.Flags, a.NewAddr)
 			case r, open := <-routes:
 				ok = open
 				touched = r.Route.Table == unix.RT_TABLE_MAIN && isDefault(r.Route)
 			case <-due:
 				due = nil
-				changed()
+				changed(slices.Collect(maps.Values(all)), nil)
 			}
 			if touched && due == nil {
 				due = time.After(settle)
@@ -219,7 +243,7 @@ func (n nextHops) of(v6 bool) netip.Addr {
 
 // chooseNextHops finds what routes point to: this node, at an address that the peer can use. local is the address of the
 // session, and on are the addresses of its interface. Of several, the node's own is preferred, and then one that does
-// not look as if it moved between nodes.
+// not look as if it moved between nodes; among equals, the lowest.
 func chooseNextHops(local netip.Addr, on []address, own Options, a agreement) nextHops {
 	var h nextHops
 	bare := local.WithZone("") // a next hop is on the link of the session anyway
@@ -236,7 +260,7 @@ func chooseNextHops(local netip.Addr, on []address, own Options, a agreement) ne
 			case a.floating:
 				r = 1
 			}
-			if r > rank {
+			if r > rank || r == rank && a.addr.Less(found) {
 				found, rank = a.addr, r
 			}
 		}

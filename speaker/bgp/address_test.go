@@ -1,11 +1,15 @@
 package bgp
 
 import (
+	"context"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/clarionlb/clarion/internal/netnstest"
 )
@@ -27,7 +31,8 @@ func TestAddressesOfTheNode(t *testing.T) {
 	}
 	got := map[string]string{}
 	if err := ns.Enter(func() error {
-		all, err := linux{}.addresses()
+		all := addresses{}
+		err := all.read()
 		for _, a := range all {
 			if _, ok := want[a.addr.String()]; ok {
 				got[a.addr.String()] = fmt.Sprint(a.usable, a.floating)
@@ -36,6 +41,83 @@ func TestAddressesOfTheNode(t *testing.T) {
 		return err
 	}); err != nil || !maps.Equal(got, want) {
 		t.Errorf("usable, floating: %v, want %v, %v", got, want, err)
+	}
+}
+
+// What the kernel says of a single address is what a reading of all says; an address that was usable stays so while a link
+// that has returned makes sure of it, a new one waits.
+func TestAddressesFollow(t *testing.T) {
+	ns := netnstest.New(t, "net.ipv6.conf.all.accept_dad=1", "net.ipv6.conf.default.accept_dad=1", "net.ipv6.conf.all.keep_addr_on_down=1")
+	ns.IP(t, "link add up0 type veth peer name up1")
+	ns.IP(t, "link set up0 up")
+	ns.IP(t, "link set up1 up")
+	ctx, cancel := context.WithCancel(t.Context())
+	told := make(chan string, 100)
+	done := make(chan error)
+	go func() {
+		done <- ns.Enter(func() error { // the sockets stay in this namespace
+			linux{}.watch(ctx, func(all []address, err error) {
+				var lines []string
+				for _, a := range all {
+					if a.addr.IsGlobalUnicast() {
+						lines = append(lines, fmt.Sprint(a.addr, " ", a.usable))
+					}
+				}
+				slices.Sort(lines)
+				told <- fmt.Sprint(strings.Join(lines, ", "), err)
+			})
+			return nil
+		})
+	}()
+	expect := func(want, never string) {
+		t.Helper()
+		for limit := time.After(10 * time.Second); ; {
+			select {
+			case got := <-told:
+				if got == want+"<nil>" {
+					return
+				}
+				if never != "" && strings.Contains(got, never) {
+					t.Fatalf("told %q", got)
+				}
+			case <-limit:
+				t.Fatalf("never told %q", want)
+			}
+		}
+	}
+	expect("", "")
+	ns.Run(t, "ip", "address", "add", "192.0.2.1/24", "dev", "up0")
+	expect("192.0.2.1 true", "")
+	ns.Run(t, "ip", "address", "add", "2001:db8::1/64", "dev", "up0")
+	expect("192.0.2.1 true, 2001:db8::1 false", "") // new: it waits
+	expect("192.0.2.1 true, 2001:db8::1 true", "")
+	ns.Run(t, "ip", "link", "set", "up0", "down")
+	ns.Run(t, "ip", "link", "set", "up0", "up")
+	if out := ns.Run(t, "ip", "-6", "address", "show", "dev", "up0"); !strings.Contains(out, "2001:db8::1/64 scope global tentative") {
+		t.Fatalf("the kernel does not make sure of the address again: %s", out)
+	}
+	ns.Run(t, "ip", "address", "add", "192.0.2.2/24", "dev", "up0")
+	expect("192.0.2.1 true, 192.0.2.2 true, 2001:db8::1 true", "2001:db8::1 false")
+	ns.Run(t, "ip", "address", "del", "192.0.2.1/24", "dev", "up0") // and those of its network with it
+	expect("2001:db8::1 true", "2001:db8::1 false")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// BenchmarkAddresses is what a change costs on a node with 10,000 addresses, as kube-proxy in its IPVS mode gives it.
+func BenchmarkAddresses(b *testing.B) {
+	all := addresses{}
+	_, prefix, _ := net.ParseCIDR("198.18.0.0/32")
+	for i := range 10_000 {
+		prefix.IP = net.IPv4(198, 18, byte(i>>8), byte(i))
+		all.take(prefix, 2, 0, true)
+	}
+	prefix.IP = net.IPv4(192, 0, 2, 1)
+	for here := true; b.Loop(); here = !here {
+		all.take(prefix, 1, 0, here)
+		_, _ = neighbours(slices.Collect(maps.Values(all)), nodeAddr, 0)
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 	"maps"
 	"math"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -112,6 +111,9 @@ type Identity struct {
 	// Customer says in OPEN that this side is the customer of the peer, and takes only a peer that is the provider or
 	// says nothing of it (RFC 9234).
 	Customer bool
+
+	// twin is the name of the peer that has the session with the same router, "" for none.
+	twin string
 }
 
 // Auth is what the segments of a session are signed with.
@@ -186,10 +188,9 @@ type Speaker struct {
 	changed chan struct{} // Set has been called, or the node's routes or addresses have changed
 
 	mu       sync.Mutex
-	set      bool // Set has been called
-	want     map[string]Session
+	want     []Session // nil before Set
 	gateways map[Gateway]gateways
-	addrs    []address                 // the node's
+	addrs    []address                 // the node's; nil while they are not known
 	sessions map[place]*session        // the current session of each place
 	ending   map[place]<-chan struct{} // closed when the last session of a place that is gone is over
 	watchers []*watcher                // never changed in place
@@ -230,13 +231,10 @@ func newSpeaker(c Config, k kernel) *Speaker {
 
 // Set makes want the sessions to hold and the routes to announce in them; it is the whole truth each time. It never
 // waits for the network. No session is opened before the first Set, so that the first End-of-RIB comes after all routes.
+// Of peers that turn out to be the same router, the first has a session.
 func (s *Speaker) Set(want []Session) {
-	m := make(map[string]Session, len(want))
-	for _, w := range want {
-		m[w.Peer.Name] = w
-	}
 	s.mu.Lock()
-	s.want, s.set = m, true
+	s.want = append([]Session{}, want...)
 	s.mu.Unlock()
 	poke(s.changed)
 }
@@ -246,16 +244,10 @@ func (s *Speaker) Set(want []Session) {
 func (s *Speaker) Run(ctx context.Context) error {
 	var all sync.WaitGroup // every session that was started, replaced ones included
 	var watch sync.WaitGroup
-	look := make(chan struct{}, 1)
-	watch.Go(func() { s.kernel.watch(ctx, func() { poke(look) }) })
-	s.look()
+	watch.Go(func() { s.kernel.watch(ctx, s.look) })
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-look:
-			if s.look() {
-				s.reconcile(&all)
-			}
 		case <-s.changed:
 			s.reconcile(&all)
 		}
@@ -271,33 +263,30 @@ func (s *Speaker) Run(ctx context.Context) error {
 	return nil
 }
 
-// look takes in the addresses and default routes of the node, and says whether they are others than before. Those that
-// cannot be read stay what they were.
-func (s *Speaker) look() (changed bool) {
-	addrs, err := s.kernel.addresses()
+// look takes in the addresses of the node, and its default routes. What cannot be read stays what it was.
+func (s *Speaker) look(addrs []address, err error) {
 	if err != nil {
 		s.config.Log.Warn("the node's addresses cannot be read; next hops stay what they are", "error", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err == nil && !slices.Equal(addrs, s.addrs) {
-		s.addrs, changed = addrs, true
+	if err == nil || s.addrs == nil {
+		s.addrs = append([]address{}, addrs...)
 	}
 	for g := range s.gateways {
-		changed = s.findGateways(g) || changed
+		s.findGateways(g)
 	}
-	return changed
+	poke(s.changed)
 }
 
 // findGateways looks up the gateways of a default route. Those of one that is gone for a moment stay. s.mu is held.
-func (s *Speaker) findGateways(g Gateway) (changed bool) {
-	old := s.gateways[g]
-	next := old
-	if next.addrs, next.err = s.kernel.gateways(g); next.err != nil {
-		next.addrs = old.addrs
+func (s *Speaker) findGateways(g Gateway) {
+	next := s.gateways[g]
+	addrs, err := s.kernel.gateways(g)
+	if next.err = err; err == nil {
+		next.addrs = addrs
 	}
 	s.gateways[g] = next
-	return !slices.Equal(old.addrs, next.addrs)
 }
 
 // report tells that the status of a session has changed.
@@ -310,10 +299,22 @@ func (s *Speaker) report() {
 // wanted is the session of each place. s.mu is held.
 func (s *Speaker) wanted() map[place]Session {
 	all := make(map[place]Session, len(s.want))
-	for name, w := range s.want {
+	// The peers that have a session with a router, by address or interface, and those with a router on an interface.
+	used, onLink := map[Identity]string{}, map[string]string{}
+	add := func(gateway netip.Addr, w Session) {
+		p := &w.Peer
+		router := Identity{Address: p.Address, Interface: p.Interface, Port: cmp.Or(p.Port, 179), VRF: p.VRF}
+		link := Identity{Interface: p.Address.Zone(), Port: router.Port, VRF: p.VRF}
+		if p.twin = cmp.Or(used[router], used[link], onLink[p.Interface]); p.twin == "" {
+			used[router] = p.Name
+			onLink[cmp.Or(link.Interface, " ")] = p.Name // no interface has this name
+		}
+		all[place{p.Name, gateway}] = w
+	}
+	for _, w := range s.want {
 		g := w.Peer.DefaultGateway
 		if g == GatewayNone {
-			all[place{peer: name}] = w
+			add(netip.Addr{}, w)
 			continue
 		}
 		if _, known := s.gateways[g]; !known {
@@ -321,11 +322,11 @@ func (s *Speaker) wanted() map[place]Session {
 		}
 		found := s.gateways[g]
 		if len(found.addrs) == 0 {
-			all[place{peer: name}] = w // its status says why
+			all[place{peer: w.Peer.Name}] = w // its status says why
 		}
 		for _, a := range found.addrs {
 			w.Peer.DefaultGateway, w.Peer.Address = GatewayNone, a
-			all[place{name, a}] = w
+			add(a, w)
 		}
 	}
 	return all
@@ -336,7 +337,7 @@ func (s *Speaker) wanted() map[place]Session {
 func (s *Speaker) reconcile(all *sync.WaitGroup) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.set {
+	if s.want == nil || s.addrs == nil {
 		return
 	}
 	maps.DeleteFunc(s.ending, func(_ place, done <-chan struct{}) bool {
@@ -387,6 +388,8 @@ func (p Peer) check() error {
 		return d%time.Second == 0 && d >= time.Duration(least)*time.Second && d <= time.Duration(most)*time.Second
 	}
 	switch {
+	case p.twin != "":
+		return fmt.Errorf("the peer %q is the same router, %s; its session is used", p.twin, p.Address)
 	case where != 1:
 		return errors.New("exactly one of address, interface and default gateway must say where the peer is")
 	case p.LocalASN == 0:

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// sendHold is how long the peer may take nothing off the connection before it is closed (RFC 9687 section 4).
+	// sendHold is how long the peer may take nothing off the connection before it is closed, or twice the hold time if
+	// that is more (RFC 9687 section 4).
 	sendHold = 8 * time.Minute
 	// hurry is sendHold once the session is to end.
 	hurry = time.Second
@@ -33,6 +34,7 @@ type conn struct {
 	buf           [maxMessage]byte // what receive has read
 	link          int              // index of the interface of a link-local address, else 0
 	broken        bool             // a write has failed, perhaps in the middle of a message
+	sendHold      time.Duration
 
 	closing sync.Once
 	mu      sync.Mutex
@@ -48,7 +50,7 @@ func newConn(c net.Conn, in, out *counters) *conn {
 	}
 	n := &conn{
 		Conn: c, local: port(c.LocalAddr()), remote: port(c.RemoteAddr()), in: in, out: out,
-		r: bufio.NewReaderSize(c, 1<<14), w: bufio.NewWriterSize(c, 1<<15),
+		r: bufio.NewReaderSize(c, 1<<14), w: bufio.NewWriterSize(c, 1<<15), sendHold: sendHold,
 	}
 	if ifi, err := net.InterfaceByName(n.local.Addr().Zone()); err == nil {
 		n.link = ifi.Index
@@ -102,7 +104,7 @@ func (c *conn) flush() error {
 func (c *conn) patience() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d := sendHold
+	d := c.sendHold
 	if c.hurried {
 		d = hurry
 	}

@@ -298,6 +298,7 @@ func openSent(m *machine) (state, error) {
 	if m.agreed, err = m.peer.agree(theirs, m.remote); err != nil { // event 22, BGPOpenMsgErr
 		return idle, err
 	}
+	m.conn.sendHold = max(sendHold, 2*m.agreed.hold)
 	return openConfirm, nil // event 19, BGPOpen
 }
 
@@ -367,6 +368,9 @@ func (m *machine) serve(l *live) error {
 		case <-l.over:
 			return l.ended
 		case <-m.news:
+			if err := m.limit(l); err != nil { // it may have been lowered
+				return err
+			}
 			err = m.sync(l, false)
 		case <-due: // event 11, KeepaliveTimer_Expires
 			err = m.tell(keepalive)
@@ -459,7 +463,7 @@ func (m *machine) problem(l *live, want Peer, hops string) string {
 	add(hops != "", "%s", hops)
 	add(want.BFD != (bfd.Profile{}) && m.speaker.bfd == nil, "BFD is not available")
 	add(len(m.rib.tooBig) > 0, "%d prefixes are not announced: their communities fill more than one message", len(m.rib.tooBig))
-	add(l.tooMany.Load(), "the peer announces more than %d prefixes; they are not counted any more", countedAtMost)
+	add(l.tooMany.Load(), "the peer announces more than %d prefixes; they are not counted any more", l.received.Load()-1)
 	add(want.HoldTime != m.peer.HoldTime || want.Keepalive != m.peer.Keepalive,
 		"the hold and keepalive times of the BGPPeer count from the next session on; this one has %s and %s", m.agreed.hold, m.agreed.keepalive)
 	return strings.Join(all, "; ")
@@ -483,13 +487,12 @@ func (m *machine) read(l *live) error {
 		case bgp.BGP_MSG_OPEN: // RFC 6608
 			return notify(5, 3, typ)
 		case bgp.BGP_MSG_UPDATE:
-			limit := int(m.maxPrefixes.Load())
-			in.take(msg, cmp.Or(limit, countedAtMost))
-			l.received.Store(int64(len(in.known)))
-			if in.over > 0 && limit > 0 && limit <= in.over {
-				return fmt.Errorf("the peer announces more than %d prefixes: %w", limit, notify(6, 1)) // RFC 4486 section 4
+			in.take(msg, max(m.maxPrefixes.Load(), countedAtMost))
+			l.received.Store(in.n)
+			if err := m.limit(l); err != nil {
+				return err
 			}
-			if in.over > 0 && !l.tooMany.Swap(true) {
+			if in.known == nil && !l.tooMany.Swap(true) {
 				poke(m.news)
 			}
 		case bgp.BGP_MSG_ROUTE_REFRESH: // RFC 2918
@@ -501,6 +504,14 @@ func (m *machine) read(l *live) error {
 			}
 		}
 	}
+}
+
+// limit says why the session ends if the peer announces more prefixes than it may.
+func (m *machine) limit(l *live) error {
+	if most := m.maxPrefixes.Load(); most > 0 && l.received.Load() > most {
+		return fmt.Errorf("the peer announces more than %d prefixes: %w", most, notify(6, 1)) // RFC 4486 section 4
+	}
+	return nil
 }
 
 // refreshEvery is the least time between two refreshes of a family, each of which costs as much as a new session.

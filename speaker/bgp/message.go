@@ -238,14 +238,14 @@ func nlri(b []byte, v6 bool, f func(v6 bool, prefix []byte)) {
 	}
 }
 
-// countedAtMost is how many prefixes of a peer are counted where no limit is configured.
+// countedAtMost is how many prefixes of a peer are counted, unless a higher limit is configured.
 const countedAtMost = 100_000
 
-// received counts the prefixes that a peer announces. It keeps a hash of each, and forgets them when there are too many.
+// received counts the prefixes that a peer announces. It keeps a hash of each, until there are too many.
 type received struct {
 	seed  maphash.Seed
-	known map[uint64]struct{}
-	over  int // more than this many: not counted any more; 0: counted
+	known map[uint64]struct{} // nil when there were more than the limit
+	n     int64               // how many; one more than the limit for all above it
 }
 
 func newReceived() *received {
@@ -253,8 +253,8 @@ func newReceived() *received {
 }
 
 // take counts what the UPDATE message msg says, up to limit.
-func (r *received) take(msg []byte, limit int) {
-	if r.over > 0 {
+func (r *received) take(msg []byte, limit int64) {
+	if r.known == nil {
 		return
 	}
 	key := func(v6 bool, prefix []byte) uint64 {
@@ -272,15 +272,11 @@ func (r *received) take(msg []byte, limit int) {
 		return h.Sum64()
 	}
 	prefixes(msg, func(v6 bool, p []byte) {
-		if r.over > 0 {
-			return
+		if int64(len(r.known)) <= limit {
+			r.known[key(v6, p)] = struct{}{}
 		}
-		if r.known[key(v6, p)] = struct{}{}; len(r.known) > limit {
-			r.known, r.over = nil, limit
-		}
-	}, func(v6 bool, p []byte) {
-		if r.over == 0 {
-			delete(r.known, key(v6, p))
-		}
-	})
+	}, func(v6 bool, p []byte) { delete(r.known, key(v6, p)) })
+	if r.n = int64(len(r.known)); r.n > limit {
+		r.known = nil
+	}
 }

@@ -105,6 +105,14 @@ func TestOpenOnTheWire(t *testing.T) {
 	if err != nil || got.asn != 65001 || got.hold != 90*time.Second || !got.carries(bgp.RF_IPv4_UC) || got.carries(bgp.RF_IPv6_UC) {
 		t.Errorf("plain OPEN read as %+v, %v", got, err)
 	}
+	// The same with parameters whose lengths have two bytes (RFC 9072 section 2), whatever the length of one byte is.
+	for _, short := range []byte{255, 10} {
+		long := append(append([]byte{}, b[headerLen:headerLen+9]...), short, 255, 0, b[headerLen+9]+1, 2, 0)
+		got, err = parseOpen(message(1, append(long, b[headerLen+11:]...)...))
+		if err != nil || got.asn != o.asn || got.name != o.name || !slices.Equal(got.families, o.families) {
+			t.Errorf("read with extended parameters as %+v, %v", got, err)
+		}
+	}
 	var n *Notification
 	if _, err := parseOpen(message(1, 3, 0xfd, 0xe9, 0, 90, 192, 0, 2, 2, 0)); !errors.As(err, &n) || n.Code != 2 || n.Subcode != 1 {
 		t.Errorf("version 3: %v", err)
@@ -242,16 +250,17 @@ func FuzzPrefixes(f *testing.F) {
 // A prefix counts once, whatever its bits beyond its length are, and not any more when it is withdrawn.
 func TestReceived(t *testing.T) {
 	r := newReceived()
-	r.take(message(2, 0, 0, 0, 0, 9, 10, 0x80, 9, 10, 0xff, 9, 10, 0x00, 8, 10), 3)
-	if len(r.known) != 3 || r.over != 0 {
-		t.Errorf("%d prefixes, over: %d", len(r.known), r.over)
-	}
-	r.take(message(2, 0, 3, 9, 10, 0x81, 0, 0), 3)
-	if len(r.known) != 2 {
-		t.Errorf("%d prefixes after one was withdrawn", len(r.known))
-	}
-	r.take(message(2, 0, 0, 0, 0, 8, 11, 8, 12), 3)
-	if r.over != 3 || r.known != nil {
-		t.Errorf("four prefixes of three: %d, %d remembered", r.over, len(r.known))
+	for _, tt := range []struct {
+		msg  []byte
+		want int64
+	}{
+		{message(2, 0, 0, 0, 0, 9, 10, 0x80, 9, 10, 0xff, 9, 10, 0x00, 8, 10), 3},
+		{message(2, 0, 3, 9, 10, 0x81, 0, 0), 2}, // one is withdrawn
+		{message(2, 0, 0, 0, 0, 8, 11, 8, 12, 8, 13), 4},
+		{message(2, 0, 2, 8, 11, 0, 0), 4}, // more than three are not counted any more
+	} {
+		if r.take(tt.msg, 3); r.n != tt.want || (r.known == nil) != (tt.want > 3) {
+			t.Errorf("after % x %d prefixes, %d remembered, want %d", tt.msg, r.n, len(r.known), tt.want)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package bgp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -36,23 +37,40 @@ func (o open) carries(f bgp.Family) bool { return slices.Contains(o.families, f)
 
 // parseOpen reads an OPEN message. An error is a *Notification that answers it (RFC 4271 section 6.2).
 func parseOpen(msg []byte) (open, error) {
-	m, err := bgp.ParseBGPMessage(msg)
-	if err != nil {
-		return open{}, notify(2, 0)
-	}
-	body, ok := m.Body.(*bgp.BGPOpen)
-	if !ok {
-		return open{}, notify(5, 1) // RFC 6608: unexpected message in OpenSent
-	}
-	if body.Version != 4 {
+	version, body, params := msg[headerLen], msg[headerLen+1:], msg[headerLen+10:]
+	if version != 4 {
 		return open{}, notify(2, 1, 0, 4)
 	}
-	o := open{asn: uint32(body.MyAS), id: body.ID, hold: time.Duration(body.HoldTime) * time.Second, role: -1}
-	for _, p := range body.OptParams {
-		caps, ok := p.(*bgp.OptionParameterCapability)
-		if !ok {
-			continue
+	o := open{
+		asn: uint32(binary.BigEndian.Uint16(body)), hold: time.Duration(binary.BigEndian.Uint16(body[2:])) * time.Second,
+		id: netip.AddrFrom4([4]byte(body[4:])), role: -1,
+	}
+	n, wide := int(body[8]), 0
+	if len(params) >= 3 && n > 0 && params[0] == 255 { // lengths of two bytes (RFC 9072 section 2), which the codec does not know
+		n, wide, params = int(binary.BigEndian.Uint16(params[1:])), 1, params[3:]
+	}
+	if n != len(params) {
+		return open{}, notify(2, 0)
+	}
+	for len(params) > 0 {
+		if len(params) < 2+wide {
+			return open{}, notify(2, 0)
 		}
+		typ, n := params[0], int(params[1])
+		if wide == 1 {
+			n = n<<8 | int(params[2])
+		}
+		if params = params[2+wide:]; n > len(params) {
+			return open{}, notify(2, 0)
+		}
+		if typ != bgp.BGP_OPT_CAPABILITY {
+			return open{}, notify(2, 4)
+		}
+		var caps bgp.OptionParameterCapability
+		if err := caps.DecodeFromBytes(params[:n]); err != nil {
+			return open{}, notify(2, 0)
+		}
+		params = params[n:]
 		for _, c := range caps.Capability {
 			switch c := c.(type) {
 			case *bgp.CapFourOctetASNumber:

@@ -37,7 +37,7 @@ type session struct {
 	ctx         context.Context // ends when the session is to end
 	cancel      context.CancelFunc
 	in, out     *counters // go on across sessions of the same place
-	maxPrefixes atomic.Uint32
+	maxPrefixes atomic.Int64
 
 	mu     sync.Mutex
 	how    ending
@@ -81,7 +81,7 @@ func (s *session) replace(w Session) *session {
 
 // take makes w what the session is to be, on a node with these addresses.
 func (s *session) take(w Session, addrs []address) {
-	s.maxPrefixes.Store(w.Peer.MaxPrefixes)
+	s.maxPrefixes.Store(int64(w.Peer.MaxPrefixes))
 	s.mu.Lock()
 	s.want, s.routes, s.addrs = w.Peer, w.Routes, addrs
 	s.mu.Unlock()

@@ -34,7 +34,7 @@ type network struct {
 	passive  map[netip.Addr]func(net.Conn)
 	addrs    []address
 	defaults []netip.Addr
-	changed  func()
+	changed  func([]address, error)
 }
 
 // pipe is an end of a connection between two addresses.
@@ -88,12 +88,6 @@ func (n *network) listen(_ Peer, remote netip.Addr, deliver func(net.Conn)) (fun
 	}, nil
 }
 
-func (n *network) addresses() ([]address, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return slices.Clone(n.addrs), nil
-}
-
 func (n *network) gateways(Gateway) ([]netip.Addr, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -103,10 +97,11 @@ func (n *network) gateways(Gateway) ([]netip.Addr, error) {
 	return slices.Clone(n.defaults), nil
 }
 
-func (n *network) watch(ctx context.Context, changed func()) {
+func (n *network) watch(ctx context.Context, changed func([]address, error)) {
 	n.mu.Lock()
 	n.changed = changed
 	n.mu.Unlock()
+	n.change(func() {})
 	<-ctx.Done()
 }
 
@@ -116,9 +111,9 @@ func (n *network) close() {}
 func (n *network) change(f func()) {
 	n.mu.Lock()
 	f()
-	changed := n.changed
+	changed, addrs := n.changed, slices.Clone(n.addrs)
 	n.mu.Unlock()
-	changed()
+	changed(addrs, nil)
 }
 
 // world is a Speaker and its network, in virtual time.
@@ -553,6 +548,8 @@ func TestWhatPeersGetWrong(t *testing.T) {
 		{"starts with a keepalive", func(c *end) { c.write(keepalive) }, "sent NOTIFICATION 5/1"},
 		{"confirms with an UPDATE", func(c *end) { c.write(must(routerOpen().bytes())); c.write(message(2, 0, 0, 0, 0)) }, "sent NOTIFICATION 5/2"},
 		{"has another version", func(c *end) { c.write(message(1, 3, 0xfc, 0, 0, 90, 192, 0, 2, 2, 0)) }, "sent NOTIFICATION 2/1"},
+		{"has an optional parameter of no known type", func(c *end) { c.write(message(1, 4, 0xfc, 0, 0, 90, 192, 0, 2, 2, 3, 1, 1, 0)) }, "sent NOTIFICATION 2/4 (OPEN message error, unsupported optional parameter)"},
+		{"has optional parameters cut short", func(c *end) { c.write(message(1, 4, 0xfc, 0, 0, 90, 192, 0, 2, 2, 255, 255, 0, 9, 2, 0, 9, 1)) }, "sent NOTIFICATION 2/0 (OPEN message error)"},
 		{"has another AS number", openWith(func(o *open) { o.asn = 64513 }), "the peer has AS number 64513, not 64512: sent NOTIFICATION 2/2"},
 		{"has AS number 0", openWith(func(o *open) { o.asn = 0 }), "the peer has the AS number 0: sent NOTIFICATION 2/2"},
 		{"has a hold time of 2 s", openWith(func(o *open) { o.hold = 2 * time.Second }), "sent NOTIFICATION 2/6 (OPEN message error, unacceptable hold time)"},
@@ -707,9 +704,7 @@ func TestFullTable(t *testing.T) {
 		}
 		p.MaxPrefixes = 10
 		w.Set([]Session{{Peer: p}})
-		synctest.Wait()
-		c.write(message(2, 0, 0, 0, 0, 8, 11))
-		eventually(w.t, "the limit ends the session", func() bool { return strings.Contains(w.only().LastError, "sent NOTIFICATION 6/1") })
+		eventually(w.t, "the limit ends the session, without another UPDATE", func() bool { return strings.Contains(w.only().LastError, "sent NOTIFICATION 6/1") })
 	})
 }
 
@@ -742,7 +737,7 @@ func TestRoutesConverge(t *testing.T) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			for rt := range table.All() {
-				if !strings.Contains(c.table[rt.Prefix], strings.Repeat(" 65001", rt.Prepend)+" ") && !strings.Contains(c.table[rt.Prefix], "65001") {
+				if got := c.table[rt.Prefix]; !strings.HasPrefix(got, nodeAddr.String()+" ") || strings.Count(got, "65001") != 1+rt.Prepend {
 					return false
 				}
 			}
@@ -868,6 +863,32 @@ func TestDeadPeers(t *testing.T) {
 		if synctest.Wait(); !errors.As(g.ended, &n) || n.Code != 6 {
 			t.Errorf("the good router was told %v", g.ended)
 		}
+	})
+}
+
+// A peer that takes nothing is given twice the hold time, if that is more than 8 minutes (RFC 9687 section 4).
+func TestSendHoldTime(t *testing.T) {
+	simulate(t, Config{Leave: -1}, func(w *world) {
+		r := w.router("192.0.2.2")
+		p := r.peer()
+		p.HoldTime = 10 * time.Minute
+		w.Set([]Session{{Peer: p}})
+		c := r.accept()
+		o := routerOpen()
+		o.hold = p.HoldTime
+		c.establish(o)
+		if _, _, err := c.next(); err != nil { // End-of-RIB
+			t.Fatal(err)
+		}
+		w.Set([]Session{{p, routesTo("203.0.113.1/32")}})
+		for range 4 {
+			time.Sleep(295 * time.Second)
+			c.write(keepalive)
+		}
+		if st := w.only(); st.State != Established {
+			t.Errorf("after less than twice the hold time: %+v", st)
+		}
+		eventually(t, "it is given up", func() bool { return strings.Contains(w.only().LastError, "NOTIFICATION 8/0") })
 	})
 }
 
@@ -1119,6 +1140,52 @@ func TestEveryGateway(t *testing.T) {
 			t.Errorf("the other was told %v", ends[0].ended)
 		}
 	})
+}
+
+// A router that a peer by address and the default route's gateway both mean has one session, that of the peer named first;
+// the other says so, and takes over when it goes.
+func TestOneRouterFoundTwice(t *testing.T) {
+	for _, first := range []string{"address", "gateway"} {
+		simulate(t, Config{Leave: -1}, func(w *world) {
+			r := w.router("192.0.2.2")
+			byAddress, byGateway := r.peer(), r.peer()
+			byAddress.Name = "address"
+			byGateway.Name, byGateway.Address, byGateway.DefaultGateway = "gateway", netip.Addr{}, GatewayIPv4
+			w.change(func() { w.defaults = []netip.Addr{r.addr} })
+			all := []Session{{Peer: byAddress}, {Peer: byGateway}}
+			if first == "gateway" {
+				slices.Reverse(all)
+			}
+			w.Set(all)
+			c := r.accept()
+			c.establish(routerOpen())
+			c.follow()
+			synctest.Wait()
+			for _, st := range w.Status() {
+				if st.Peer == first && st.State == Established {
+					continue
+				}
+				if want := fmt.Sprintf("the peer %q is the same router, 192.0.2.2; its session is used", first); st.Peer == first || st.State != Idle || st.LastError != want {
+					t.Errorf("%s first: %+v", first, st)
+				}
+			}
+			w.Set(all[1:])
+			c = r.accept()
+			c.establish(routerOpen())
+			c.follow()
+			if st := w.only(); st.State != Established || st.Peer == first {
+				t.Errorf("%s gone: %+v", first, st)
+			}
+		})
+	}
+	// The gateway of the IPv6 default route and the router behind an interface.
+	s := newSpeaker(Config{Log: slog.New(slog.DiscardHandler)}, &network{defaults: []netip.Addr{netip.MustParseAddr("fe80::1%eth1"), netip.MustParseAddr("fe80::1%eth2")}})
+	s.Set([]Session{{Peer: Peer{Name: "link", Identity: Identity{Interface: "eth1"}}}, {Peer: Peer{Name: "gateway", Identity: Identity{DefaultGateway: GatewayIPv6}}}})
+	for at, w := range s.wanted() {
+		if twin := w.Peer.twin; (twin == "link") != (at.gateway.Zone() == "eth1") {
+			t.Errorf("%v is the same as %q", at, twin)
+		}
+	}
 }
 
 // record is an Observer that writes down what it sees.
