@@ -32,8 +32,6 @@ type kernel interface {
 // linux is the kernel that this process runs on.
 type linux struct{ *listeners }
 
-func newKernel(listenPort uint16) kernel { return linux{newListeners(listenPort)} }
-
 // address is an address of the node. One with nothing but addr and link is a key of addresses.
 type address struct {
 	addr     netip.Addr // without a zone
@@ -87,6 +85,10 @@ func (all addresses) read() error {
 	return nil
 }
 
+func (all addresses) list() []address {
+	return slices.AppendSeq(make([]address, 0, len(all)), maps.Values(all))
+}
+
 // settle is how long changes of addresses and routes are collected before they are looked at.
 const settle = 200 * time.Millisecond
 
@@ -101,7 +103,7 @@ func (linux) watch(ctx context.Context, changed func([]address, error)) {
 			err = netlink.RouteSubscribeWithOptions(routes, done, netlink.RouteSubscribeOptions{ErrorCallback: func(error) {}})
 		}
 		err = cmp.Or(all.read(), err)
-		changed(slices.Collect(maps.Values(all)), err)
+		changed(all.list(), err)
 		var due <-chan time.Time
 		for ok := err == nil; ok && ctx.Err() == nil; {
 			touched := false
@@ -115,7 +117,7 @@ func (linux) watch(ctx context.Context, changed func([]address, error)) {
 				touched = r.Route.Table == unix.RT_TABLE_MAIN && isDefault(r.Route)
 			case <-due:
 				due = nil
-				changed(slices.Collect(maps.Values(all)), nil)
+				changed(all.list(), nil)
 			}
 			if touched && due == nil {
 				due = time.After(settle)
@@ -227,25 +229,15 @@ func neighbours(all []address, local netip.Addr, link int) (on []address, known 
 	return on, true
 }
 
-// nextHops are the next hops of the routes of each family; an invalid one means that the family is not announced.
-type nextHops struct {
-	v4, v6 netip.Addr
-	// problem says why a family that the session carries is not announced, "" if none is missing.
-	problem string
-}
-
-func (n nextHops) of(v6 bool) netip.Addr {
-	if v6 {
-		return n.v6
-	}
-	return n.v4
-}
+// nextHops are the next hops of the routes of each family, IPv4 and IPv6; an invalid one means that the family is not
+// announced.
+type nextHops [2]netip.Addr
 
 // chooseNextHops finds what routes point to: this node, at an address that the peer can use. local is the address of the
 // session, and on are the addresses of its interface. Of several, the node's own is preferred, and then one that does
-// not look as if it moved between nodes; among equals, the lowest.
-func chooseNextHops(local netip.Addr, on []address, own Options, a agreement) nextHops {
-	var h nextHops
+// not look as if it moved between nodes; among equals, the lowest. problem says why a family that the session carries is not
+// announced, "" if none is missing.
+func chooseNextHops(local netip.Addr, on []address, own Options, a agreement) (h nextHops, problem string) {
 	bare := local.WithZone("") // a next hop is on the link of the session anyway
 	best := func(is4 bool) (found netip.Addr) {
 		rank := 0
@@ -266,28 +258,28 @@ func chooseNextHops(local netip.Addr, on []address, own Options, a agreement) ne
 		}
 		return found
 	}
-	if a.v4 {
+	if a.carries[0] {
 		switch {
 		case local.Is4():
-			h.v4 = local
+			h[0] = local
 		case local.IsLinkLocalUnicast() && a.v4over6: // unnumbered: the peer need not have a route to any other address
-			h.v4 = bare
+			h[0] = bare
 		default:
 			// A next hop of the route's own family needs no agreement (RFC 8950 section 4).
-			if h.v4 = best(true); !h.v4.IsValid() && a.v4over6 {
-				h.v4 = bare
+			if h[0] = best(true); !h[0].IsValid() && a.v4over6 {
+				h[0] = bare
 			}
-			if !h.v4.IsValid() {
-				h.problem = fmt.Sprintf("IPv4 routes are not announced: the interface of %s has no IPv4 address, and the peer does not take IPv6 next hops (RFC 8950)", local)
-			}
-		}
-	}
-	if a.v6 {
-		if h.v6 = bare; local.Is4() {
-			if h.v6 = best(false); !h.v6.IsValid() {
-				h.problem = fmt.Sprintf("IPv6 routes are not announced: the interface of %s has no global IPv6 address", local)
+			if !h[0].IsValid() {
+				problem = fmt.Sprintf("IPv4 routes are not announced: the interface of %s has no IPv4 address, and the peer does not take IPv6 next hops (RFC 8950)", local)
 			}
 		}
 	}
-	return h
+	if a.carries[1] {
+		if h[1] = bare; local.Is4() {
+			if h[1] = best(false); !h[1].IsValid() {
+				problem = fmt.Sprintf("IPv6 routes are not announced: the interface of %s has no global IPv6 address", local)
+			}
+		}
+	}
+	return h, problem
 }

@@ -117,7 +117,7 @@ func BenchmarkAddresses(b *testing.B) {
 	prefix.IP = net.IPv4(192, 0, 2, 1)
 	for here := true; b.Loop(); here = !here {
 		all.take(prefix, 1, 0, here)
-		_, _ = neighbours(slices.Collect(maps.Values(all)), nodeAddr, 0)
+		_, _ = neighbours(all.list(), nodeAddr, 0)
 	}
 }
 
@@ -150,9 +150,9 @@ func TestNextHops(t *testing.T) {
 		for f := range strings.FieldsSeq(tt.others) {
 			others = append(others, address{addr: addr(f), usable: true})
 		}
-		got := chooseNextHops(addr(tt.local), others, Options{}, agreement{v4: tt.v4, v6: tt.v6, v4over6: tt.v4over})
-		if got.v4 != addr(tt.want4) || got.v6 != addr(tt.want6) || tt.problem == "" != (got.problem == "") || !strings.Contains(got.problem, tt.problem) {
-			t.Errorf("%s: %s, %s, %q; want %s, %s, %q", tt.name, got.v4, got.v6, got.problem, tt.want4, tt.want6, tt.problem)
+		got, problem := chooseNextHops(addr(tt.local), others, Options{}, agreement{carries: [2]bool{tt.v4, tt.v6}, v4over6: tt.v4over})
+		if got != (nextHops{addr(tt.want4), addr(tt.want6)}) || tt.problem == "" != (problem == "") || !strings.Contains(problem, tt.problem) {
+			t.Errorf("%s: %s, %q; want %s, %s, %q", tt.name, got, problem, tt.want4, tt.want6, tt.problem)
 		}
 	}
 }

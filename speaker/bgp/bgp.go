@@ -173,8 +173,6 @@ type Config struct {
 	OnUpdate func(peer string)
 	// BFD runs the BFD sessions that peers ask for. Nil: such peers have none, and their Status says so.
 	BFD *bfd.Runner
-	// ListenPort is where Passive peers connect to, 0 for 179.
-	ListenPort uint16
 	// Leave is for how long routes stay announced with the GRACEFUL_SHUTDOWN community (RFC 8326) before a session
 	// without graceful restart ends, so that routers move traffic first. 0 for 1 s, negative for not at all.
 	Leave time.Duration
@@ -213,9 +211,8 @@ type gateways struct {
 
 // New is a Speaker without sessions. It does nothing before Run.
 func New(c Config) *Speaker {
-	c.ListenPort = cmp.Or(c.ListenPort, 179)
 	c.Leave = cmp.Or(c.Leave, time.Second)
-	return newSpeaker(c, newKernel(c.ListenPort))
+	return newSpeaker(c, linux{newListeners()})
 }
 
 func newSpeaker(c Config, k kernel) *Speaker {
@@ -303,7 +300,7 @@ func (s *Speaker) wanted() map[place]Session {
 	used, onLink := map[Identity]string{}, map[string]string{}
 	add := func(gateway netip.Addr, w Session) {
 		p := &w.Peer
-		router := Identity{Address: p.Address, Interface: p.Interface, Port: cmp.Or(p.Port, 179), VRF: p.VRF}
+		router := Identity{Address: p.Address, Interface: p.Interface, Port: cmp.Or(p.Port, port), VRF: p.VRF}
 		link := Identity{Interface: p.Address.Zone(), Port: router.Port, VRF: p.VRF}
 		if p.twin = cmp.Or(used[router], used[link], onLink[p.Interface]); p.twin == "" {
 			used[router] = p.Name
@@ -418,9 +415,9 @@ func (p Peer) check() error {
 // families are those that the session carries, given the address of the peer.
 func (p Peer) families(remote netip.Addr) []bgp.Family {
 	if p.DualStack || p.Interface != "" {
-		return []bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
+		return families[:]
 	}
-	return []bgp.Family{family(remote.Is6())}
+	return []bgp.Family{families[index(remote.Is6())]}
 }
 
 // external says that the peer can only be of another AS.

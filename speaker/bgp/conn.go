@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
@@ -35,6 +36,16 @@ type conn struct {
 	link          int              // index of the interface of a link-local address, else 0
 	broken        bool             // a write has failed, perhaps in the middle of a message
 	sendHold      time.Duration
+	noHop         string // why a family is not announced, "" if none is missing
+
+	// What others may look at while the session is established.
+	sent     [2]atomic.Int64 // prefixes by family
+	received atomic.Int64
+	tooMany  atomic.Bool    // more was received than is counted
+	refresh  [2]atomic.Bool // the peer wants the routes of a family again
+
+	over  chan struct{} // closed when reading has ended
+	ended error         // why, once it has
 
 	closing sync.Once
 	mu      sync.Mutex
@@ -51,6 +62,7 @@ func newConn(c net.Conn, in, out *counters) *conn {
 	n := &conn{
 		Conn: c, local: port(c.LocalAddr()), remote: port(c.RemoteAddr()), in: in, out: out,
 		r: bufio.NewReaderSize(c, 1<<14), w: bufio.NewWriterSize(c, 1<<15), sendHold: sendHold,
+		over: make(chan struct{}),
 	}
 	if ifi, err := net.InterfaceByName(n.local.Addr().Zone()); err == nil {
 		n.link = ifi.Index
@@ -123,6 +135,16 @@ func (c *conn) written(err error, typ uint8) error {
 		return plain(err)
 	}
 	return nil
+}
+
+// reason is why a session ends that cannot be written to: the peer's own reason if it gave one.
+func (c *conn) reason(err error) error {
+	select {
+	case <-c.over:
+		return c.ended
+	case <-time.After(lingering):
+		return err
+	}
 }
 
 // hasten gives writes, also one that hangs, no more than hurry.

@@ -11,7 +11,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
@@ -62,7 +61,6 @@ type machine struct {
 	unlisten func()        // not nil while waiting for a passive peer
 	listened netip.Addr
 
-	conn           *conn
 	sent, received []byte     // OPEN messages, for observers
 	watchers       []*watcher // that have seen the session
 	agreed         agreement
@@ -236,8 +234,8 @@ func (m *machine) deliver(c net.Conn) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.live != nil {
-		m.live.conn.supersede()
+	if m.conn != nil {
+		m.conn.supersede()
 	}
 }
 
@@ -256,10 +254,9 @@ func (m *machine) stopListening() {
 
 // hold makes c the connection of the session.
 func (m *machine) hold(c net.Conn) {
-	m.conn = newConn(c, m.in, m.out)
 	m.mu.Lock()
-	m.live = &live{conn: m.conn, over: make(chan struct{})}
-	m.mu.Unlock()
+	defer m.mu.Unlock()
+	m.conn = newConn(c, m.in, m.out)
 }
 
 // cutShort closes the connection as soon as the session is to end, so that it does not sit out a handshake. What it starts
@@ -336,25 +333,26 @@ func (m *machine) tell(msg []byte) error {
 // established keeps the peer's routes current until the session ends.
 func established(m *machine) (state, error) {
 	defer context.AfterFunc(m.ctx, m.conn.hasten)()
-	l := m.cameUp()
+	m.cameUp()
 	go func() {
-		defer close(l.over)
-		l.ended = m.read(l)
+		defer close(m.conn.over)
+		m.conn.ended = m.read()
 		m.conn.hasten() // a write that hangs would not notice
 	}()
-	why := m.serve(l)
+	why := m.serve()
 	m.conn.close(why)
-	<-l.over
+	<-m.conn.over
 	return idle, why
 }
 
 // serve writes what the peer is to know until the session ends, and says why.
-func (m *machine) serve(l *live) error {
-	if err := m.sync(l, false); err != nil {
-		return l.reason(err)
+func (m *machine) serve() error {
+	err := m.sync(false)
+	if err == nil {
+		err = endOfRIB(m.agreed.carries, m.send)
 	}
-	if err := errors.Join(m.endOfRIB(l), m.conn.flush()); err != nil {
-		return l.reason(err)
+	if err = cmp.Or(err, m.conn.flush()); err != nil {
+		return m.conn.reason(err)
 	}
 	var due <-chan time.Time // KeepaliveTimer
 	if m.agreed.keepalive > 0 {
@@ -365,55 +363,37 @@ func (m *machine) serve(l *live) error {
 	for {
 		var err error
 		select {
-		case <-l.over:
-			return l.ended
+		case <-m.conn.over:
+			return m.conn.ended
 		case <-m.news:
-			if err := m.limit(l); err != nil { // it may have been lowered
+			if err := m.limit(); err != nil { // it may have been lowered
 				return err
 			}
-			err = m.sync(l, false)
+			err = m.sync(false)
 		case <-due: // event 11, KeepaliveTimer_Expires
 			err = m.tell(keepalive)
 		case why := <-m.bfdDown:
 			return fmt.Errorf("BFD: %s: %w", why, notify(6, 10)) // RFC 9384
 		case <-m.ctx.Done(): // event 2, ManualStop
-			return m.leave(l)
+			return m.leave()
 		}
 		if err != nil {
-			return l.reason(err)
+			return m.conn.reason(err)
 		}
 	}
 }
 
-// reason is why a session ends that cannot be written to: the peer's own reason if it gave one.
-func (l *live) reason(err error) error {
-	select {
-	case <-l.over:
-		return l.ended
-	case <-time.After(lingering):
-		return err
-	}
-}
-
-// sender sends UPDATEs, and shows them to observers.
-func (m *machine) sender(l *live) func(update []byte) error {
-	return func(update []byte) error {
-		if err := m.conn.send(update); err != nil {
-			return err
-		}
-		l.lastUpdate.Store(time.Now().UnixNano())
+// send sends an UPDATE, and shows it to observers.
+func (m *machine) send(update []byte) error {
+	err := m.conn.send(update)
+	if err == nil {
 		m.observed(func(o Observer) { o.Sent(m.at.peer, m.conn.remote, update) })
-		return nil
 	}
-}
-
-// endOfRIB tells the peer that it has had every route (RFC 4724 section 2).
-func (m *machine) endOfRIB(l *live) error {
-	return endOfRIB(m.agreed.v4, m.agreed.v6, m.sender(l))
+	return err
 }
 
 // sync makes what is wanted now what the peer has been sent, and what the Options say now what holds.
-func (m *machine) sync(l *live, leaving bool) error {
+func (m *machine) sync(leaving bool) error {
 	m.show()
 	m.mu.Lock()
 	want, routes, addrs := m.want, m.routes, m.addrs
@@ -425,52 +405,51 @@ func (m *machine) sync(l *live, leaving bool) error {
 	if want.LinkBandwidth != m.rib.links {
 		m.rib.links, m.rib.again = want.LinkBandwidth, [2]bool{true, true}
 	}
-	for i := range l.refresh {
-		if l.refresh[i].Swap(false) {
-			m.rib.again[i] = true
-		}
+	for f := range m.rib.again {
+		m.rib.again[f] = m.conn.refresh[f].Swap(false) || m.rib.again[f]
 	}
-	hops := m.rib.hops
-	if on, known := neighbours(addrs, m.conn.local.Addr(), m.conn.link); known || !hops.v4.IsValid() && !hops.v6.IsValid() {
-		hops = chooseNextHops(m.conn.local.Addr(), on, want.Options, m.agreed)
+	hops, noHop := m.rib.hops, m.conn.noHop
+	if on, known := neighbours(addrs, m.conn.local.Addr(), m.conn.link); known || hops == (nextHops{}) {
+		hops, noHop = chooseNextHops(m.conn.local.Addr(), on, want.Options, m.agreed)
+		m.conn.noHop = noHop
 	} // else the address of the session itself is gone, and soon the session
 	before := m.out[bgp.BGP_MSG_UPDATE].Load()
-	if err := m.rib.sync(routes, hops, leaving, m.sender(l)); err != nil {
+	if err := m.rib.sync(routes, hops, leaving, m.send); err != nil {
 		return err
 	}
 	if err := m.conn.flush(); err != nil {
 		return err
 	}
-	v4, v6 := m.rib.counts()
-	l.sent4.Store(int64(v4))
-	l.sent6.Store(int64(v6))
+	for f, n := range m.rib.counts() {
+		m.conn.sent[f].Store(int64(n))
+	}
 	if f := m.speaker.config.OnUpdate; f != nil && m.out[bgp.BGP_MSG_UPDATE].Load() != before {
 		f(m.at.peer)
 	}
-	problem := m.problem(l, want, hops.problem)
+	problem := m.problem(want)
 	m.update(func(st *SessionStatus) { st.Problem = problem })
 	return nil
 }
 
 // problem is what is wrong although the session is up.
-func (m *machine) problem(l *live, want Peer, hops string) string {
+func (m *machine) problem(want Peer) string {
 	var all []string
 	add := func(is bool, format string, args ...any) {
 		if is {
 			all = append(all, fmt.Sprintf(format, args...))
 		}
 	}
-	add(hops != "", "%s", hops)
+	add(m.conn.noHop != "", "%s", m.conn.noHop)
 	add(want.BFD != (bfd.Profile{}) && m.speaker.bfd == nil, "BFD is not available")
 	add(len(m.rib.tooBig) > 0, "%d prefixes are not announced: their communities fill more than one message", len(m.rib.tooBig))
-	add(l.tooMany.Load(), "the peer announces more than %d prefixes; they are not counted any more", l.received.Load()-1)
+	add(m.conn.tooMany.Load(), "the peer announces more than %d prefixes; they are not counted any more", m.conn.received.Load()-1)
 	add(want.HoldTime != m.peer.HoldTime || want.Keepalive != m.peer.Keepalive,
 		"the hold and keepalive times of the BGPPeer count from the next session on; this one has %s and %s", m.agreed.hold, m.agreed.keepalive)
 	return strings.Join(all, "; ")
 }
 
 // read takes in what the peer sends until the session ends, and says why (HoldTimer: each message starts it anew).
-func (m *machine) read(l *live) error {
+func (m *machine) read() error {
 	in := newReceived()
 	var refreshed [2]time.Time
 	for {
@@ -488,11 +467,11 @@ func (m *machine) read(l *live) error {
 			return notify(5, 3, typ)
 		case bgp.BGP_MSG_UPDATE:
 			in.take(msg, max(m.maxPrefixes.Load(), countedAtMost))
-			l.received.Store(in.n)
-			if err := m.limit(l); err != nil {
+			m.conn.received.Store(in.n)
+			if err := m.limit(); err != nil {
 				return err
 			}
-			if in.known == nil && !l.tooMany.Swap(true) {
+			if in.known == nil && !m.conn.tooMany.Swap(true) {
 				poke(m.news)
 			}
 		case bgp.BGP_MSG_ROUTE_REFRESH: // RFC 2918
@@ -500,15 +479,15 @@ func (m *machine) read(l *live) error {
 				return notify(7, 1, msg...)
 			}
 			if afi := uint16(msg[headerLen])<<8 | uint16(msg[headerLen+1]); msg[headerLen+3] == bgp.SAFI_UNICAST && (afi == bgp.AFI_IP || afi == bgp.AFI_IP6) {
-				m.refresh(l, index(afi == bgp.AFI_IP6), &refreshed)
+				m.refresh(index(afi == bgp.AFI_IP6), &refreshed)
 			}
 		}
 	}
 }
 
 // limit says why the session ends if the peer announces more prefixes than it may.
-func (m *machine) limit(l *live) error {
-	if most := m.maxPrefixes.Load(); most > 0 && l.received.Load() > most {
+func (m *machine) limit() error {
+	if most := m.maxPrefixes.Load(); most > 0 && m.conn.received.Load() > most {
 		return fmt.Errorf("the peer announces more than %d prefixes: %w", most, notify(6, 1)) // RFC 4486 section 4
 	}
 	return nil
@@ -518,7 +497,7 @@ func (m *machine) limit(l *live) error {
 const refreshEvery = time.Second
 
 // refresh has the routes of a family sent again. last is when that was, or will be, done last.
-func (m *machine) refresh(l *live, family int, last *[2]time.Time) {
+func (m *machine) refresh(family int, last *[2]time.Time) {
 	now, at := time.Now(), &last[family]
 	if at.After(now) {
 		return
@@ -526,25 +505,26 @@ func (m *machine) refresh(l *live, family int, last *[2]time.Time) {
 	if *at = at.Add(refreshEvery); at.Before(now) {
 		*at = now
 	}
+	c := m.conn
 	time.AfterFunc(at.Sub(now), func() {
-		l.refresh[family].Store(true)
+		c.refresh[family].Store(true)
 		poke(m.news)
 	})
 }
 
 // leave ends the established session as the reason for it demands.
-func (m *machine) leave(l *live) error {
+func (m *machine) leave() error {
 	how := m.reason()
 	if m.identity.GracefulRestart > 0 && how != endOfPeer {
 		return nil // the peer takes the end of the connection for a restart and keeps the routes (RFC 4724 section 4.2)
 	}
-	if v4, v6 := m.rib.counts(); m.speaker.config.Leave > 0 && v4+v6 > 0 {
-		if err := m.sync(l, true); err != nil {
+	if m.speaker.config.Leave > 0 && m.rib.counts() != [2]int{} {
+		if err := m.sync(true); err != nil {
 			return err
 		}
 		select {
-		case <-l.over:
-			return l.ended
+		case <-m.conn.over:
+			return m.conn.ended
 		case <-time.After(m.speaker.config.Leave):
 		}
 	}
@@ -554,20 +534,8 @@ func (m *machine) leave(l *live) error {
 	return notify(6, 3) // Peer De-configured
 }
 
-// live is what of a connection others may look at.
-type live struct {
-	conn                   *conn
-	sent4, sent6, received atomic.Int64
-	lastUpdate             atomic.Int64 // Unix nanoseconds
-	tooMany                atomic.Bool  // more was received than is counted
-	refresh                [2]atomic.Bool
-
-	over  chan struct{} // closed when reading has ended
-	ended error         // why, once it has
-}
-
 // cameUp takes note of a session that is established now.
-func (m *machine) cameUp() *live {
+func (m *machine) cameUp() {
 	m.restarted, m.since = false, time.Now()
 	select {
 	case <-m.bfdDown: // it was about an earlier session
@@ -577,17 +545,15 @@ func (m *machine) cameUp() *live {
 	m.rib = rib{localASN: m.identity.LocalASN, internal: a.internal, as4: a.theirs.as4, links: m.peer.LinkBandwidth, tooBig: map[netip.Prefix]bool{}}
 	m.mu.Lock()
 	m.logged = ""
-	l := m.live
 	m.mu.Unlock()
 	m.watchers = nil
 	m.log.Info("BGP session is up", "address", m.remote, "local", local, "asn", a.theirs.asn, "holdTime", a.hold, "keepalive", a.keepalive,
-		"ipv4", a.v4, "ipv6", a.v6, "gracefulRestart", a.restart)
+		"ipv4", a.carries[0], "ipv6", a.carries[1], "gracefulRestart", a.restart)
 	m.update(func(st *SessionStatus) {
 		st.State, st.Local, st.Since, st.Ups = Established, local, m.since, st.Ups+1
-		st.PeerASN, st.PeerRouterID, st.IPv4, st.IPv6 = a.theirs.asn, a.theirs.id, a.v4, a.v6
+		st.PeerASN, st.PeerRouterID, st.IPv4, st.IPv6 = a.theirs.asn, a.theirs.id, a.carries[0], a.carries[1]
 		st.HoldTime, st.Keepalive, st.GracefulRestart = a.hold, a.keepalive, a.restart
 	})
-	return l
 }
 
 // ended takes note of why there is no session any more, or not yet, and ends the connection if there is one.
@@ -597,9 +563,6 @@ func (m *machine) ended(why error) {
 			why, m.wait = errors.New("the peer has opened a new connection"), dampFirst
 		}
 		m.conn.close(why)
-		m.mu.Lock()
-		m.live = nil
-		m.mu.Unlock()
 	}
 	m.hasty = m.since.IsZero()
 	switch {
@@ -612,7 +575,9 @@ func (m *machine) ended(why error) {
 	case m.ctx.Err() == nil:
 		m.fail(Active, why)
 	}
+	m.mu.Lock()
 	m.conn = nil
+	m.mu.Unlock()
 }
 
 // damped says that sessions die young, and how long the next one is put off, "" when that is no time to speak of.

@@ -45,7 +45,7 @@ func (m *machine) show() {
 			continue
 		}
 		w.Up(m.at.peer, m.conn.local, m.conn.remote, m.sent, m.received)
-		if v4, v6 := m.rib.counts(); v4+v6 > 0 {
+		if m.rib.counts() != [2]int{} {
 			sent := func(update []byte) error {
 				w.Sent(m.at.peer, m.conn.remote, update)
 				return nil
@@ -53,7 +53,7 @@ func (m *machine) show() {
 			fresh := m.rib // as if the peer had been sent nothing yet
 			fresh.sent = route.Table{}
 			_ = fresh.sync(m.rib.sent, m.rib.hops, m.rib.leaving, sent) // fails only with sent
-			_ = endOfRIB(m.agreed.v4, m.agreed.v6, sent)
+			_ = endOfRIB(m.agreed.carries, sent)
 		}
 	}
 	m.watchers = all

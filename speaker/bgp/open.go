@@ -166,7 +166,7 @@ func (p Peer) open(remote netip.Addr, restarted bool) open {
 type agreement struct {
 	theirs          open
 	internal        bool
-	v4, v6          bool // families that both sides carry
+	carries         [2]bool // families that both sides carry: IPv4, IPv6
 	v4over6         bool
 	hold, keepalive time.Duration // 0 for none
 	restart         bool
@@ -191,9 +191,10 @@ func (p Peer) agree(theirs open, remote netip.Addr) (agreement, error) {
 	case p.Customer && theirs.role >= 0 && theirs.role != roleProvider: // RFC 9234 section 4.2
 		return a, fmt.Errorf("the peer has the BGP role %d, not that of a provider (0): %w", theirs.role, notify(2, 11))
 	}
-	carries := func(f bgp.Family) bool { return slices.Contains(p.families(remote), f) && theirs.carries(f) }
-	a.v4, a.v6 = carries(bgp.RF_IPv4_UC), carries(bgp.RF_IPv6_UC)
-	if !a.v4 && !a.v6 {
+	for _, f := range p.families(remote) {
+		a.carries[index(f == bgp.RF_IPv6_UC)] = theirs.carries(f)
+	}
+	if a.carries == [2]bool{} {
 		var missing []byte // the capabilities that would do, as in an OPEN (RFC 5492 section 5)
 		for _, f := range p.families(remote) {
 			missing = append(missing, byte(bgp.BGP_CAP_MULTIPROTOCOL), 4, byte(f.Afi()>>8), byte(f.Afi()), 0, f.Safi())

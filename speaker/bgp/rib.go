@@ -26,18 +26,15 @@ type rib struct {
 	buf     []byte                // for keys
 }
 
-// change is what one UPDATE after another has to say.
-type change struct {
-	groups   []group
-	withdraw [2][]netip.Prefix // by family: IPv4, IPv6
-}
-
 // group are prefixes of one family with equal attributes.
 type group struct {
-	v6       bool
+	family   int
 	attrs    route.Attrs
 	prefixes []netip.Prefix
 }
+
+// By family, IPv4 comes first.
+var families = [2]bgp.Family{bgp.RF_IPv4_UC, bgp.RF_IPv6_UC}
 
 func index(v6 bool) int {
 	if v6 {
@@ -46,71 +43,64 @@ func index(v6 bool) int {
 	return 0
 }
 
+func familyOf(p netip.Prefix) int { return index(p.Addr().Is6()) }
+
 // diff is what the peer has to be told so that it has the routes of want with these next hops.
-func (r *rib) diff(want route.Table, hops nextHops, leaving bool) change {
-	var c change
+func (r *rib) diff(want route.Table, hops nextHops, leaving bool) (announced []group, withdrawn [2][]netip.Prefix) {
 	byKey := map[string]int{}
 	add := func(rt route.Route) {
 		key := r.key(rt)
 		i, ok := byKey[string(key)]
 		if !ok {
-			i = len(c.groups)
+			i = len(announced)
 			byKey[string(key)] = i
-			c.groups = append(c.groups, group{v6: rt.Prefix.Addr().Is6(), attrs: rt.Attrs})
+			announced = append(announced, group{family: familyOf(rt.Prefix), attrs: rt.Attrs})
 		}
-		c.groups[i].prefixes = append(c.groups[i].prefixes, rt.Prefix)
+		announced[i].prefixes = append(announced[i].prefixes, rt.Prefix)
 	}
-	withdraw := func(p netip.Prefix) {
-		i := index(p.Addr().Is6())
-		c.withdraw[i] = append(c.withdraw[i], p)
-	}
+	withdraw := func(f int, p netip.Prefix) { withdrawn[f] = append(withdrawn[f], p) }
 	// Whole families first: what they mean does not depend on the routes.
-	var all [2]bool
-	for i := range all {
-		v6 := i == 1
-		all[i] = hops.of(v6).IsValid() && (hops.of(v6) != r.hops.of(v6) || leaving != r.leaving || r.again[i])
+	var all, none [2]bool
+	for f := range hops {
+		all[f] = hops[f].IsValid() && (hops[f] != r.hops[f] || leaving != r.leaving || r.again[f])
+		none[f] = !hops[f].IsValid() && r.hops[f].IsValid()
 	}
-	if all[0] || all[1] {
+	if all != [2]bool{} {
 		for rt := range want.All() {
-			if all[index(rt.Prefix.Addr().Is6())] {
+			if all[familyOf(rt.Prefix)] {
 				add(rt)
 			}
 		}
 	}
-	if r.hops.v4.IsValid() && !hops.v4.IsValid() || r.hops.v6.IsValid() && !hops.v6.IsValid() {
+	if none != [2]bool{} {
 		for rt := range r.sent.All() {
-			if v6 := rt.Prefix.Addr().Is6(); r.hops.of(v6).IsValid() && !hops.of(v6).IsValid() {
-				withdraw(rt.Prefix)
+			if f := familyOf(rt.Prefix); none[f] {
+				withdraw(f, rt.Prefix)
 			}
 		}
 	}
 	want.Diff(r.sent, func(was, is *route.Route) {
-		p := is
-		if p == nil {
-			p = was
-		}
-		v6 := p.Prefix.Addr().Is6()
-		switch {
-		case !hops.of(v6).IsValid():
-		case is == nil && r.hops.of(v6).IsValid():
-			withdraw(was.Prefix)
-		case is != nil && !all[index(v6)]:
+		if is == nil {
+			if f := familyOf(was.Prefix); hops[f].IsValid() && r.hops[f].IsValid() {
+				withdraw(f, was.Prefix)
+			}
+		} else if f := familyOf(is.Prefix); hops[f].IsValid() && !all[f] {
 			add(*is)
 		}
 	})
-	return c
+	return announced, withdrawn
 }
 
 // key is equal for routes that one UPDATE can announce. It is valid until the next call.
 func (r *rib) key(rt route.Route) []byte {
-	r.buf = rt.Attrs.AppendKey(append(r.buf[:0], byte(index(rt.Prefix.Addr().Is6()))))
+	r.buf = rt.Attrs.AppendKey(append(r.buf[:0], byte(familyOf(rt.Prefix))))
 	return r.buf
 }
 
 // sync sends what brings the peer to want. It announces before it withdraws.
 func (r *rib) sync(want route.Table, hops nextHops, leaving bool, send func(update []byte) error) error {
-	c := r.diff(want, hops, leaving)
-	for _, g := range c.groups {
+	announced, withdrawn := r.diff(want, hops, leaving)
+	for _, g := range announced {
 		for _, p := range g.prefixes {
 			delete(r.tooBig, p)
 		}
@@ -119,15 +109,15 @@ func (r *rib) sync(want route.Table, hops nextHops, leaving bool, send func(upda
 			g.attrs = g.attrs.Merge(route.Attrs{Communities: []route.Community{route.GracefulShutdown}})
 			g.attrs.LocalPref, g.attrs.MED = &lowest, &highest
 		}
-		if err := r.announce(g, hops.of(g.v6), send); err != nil {
+		if err := r.announce(g, hops[g.family], send); err != nil {
 			return err
 		}
 	}
-	for i, ps := range c.withdraw {
+	for f, ps := range withdrawn {
 		for _, p := range ps {
 			delete(r.tooBig, p)
 		}
-		if err := r.withdraw(i == 1, ps, send); err != nil {
+		if err := withdraw(f, ps, send); err != nil {
 			return err
 		}
 	}
@@ -136,15 +126,14 @@ func (r *rib) sync(want route.Table, hops nextHops, leaving bool, send func(upda
 }
 
 // counts are the prefixes that the peer has been sent.
-func (r *rib) counts() (v4, v6 int) {
-	v4, v6 = r.sent.Len()
-	if !r.hops.v4.IsValid() {
-		v4 = 0
+func (r *rib) counts() (n [2]int) {
+	n[0], n[1] = r.sent.Len()
+	for f, hop := range r.hops {
+		if !hop.IsValid() {
+			n[f] = 0
+		}
 	}
-	if !r.hops.v6.IsValid() {
-		v6 = 0
-	}
-	return v4, v6
+	return n
 }
 
 // Sizes of the parts of an UPDATE (RFC 4271 section 4.3): the header with the lengths of the two lists, and a
@@ -161,7 +150,7 @@ func (r *rib) announce(g group, hop netip.Addr, send func([]byte) error) error {
 	for _, a := range attrs {
 		room -= a.Len()
 	}
-	classic := !g.v6 && hop.Is4() // IPv4 routes with IPv6 next hops are RFC 8950
+	classic := hop.Is4() // IPv4 routes with IPv6 next hops are RFC 8950
 	if classic {
 		room -= 3 + 4
 	} else {
@@ -172,7 +161,7 @@ func (r *rib) announce(g group, hop netip.Addr, send func([]byte) error) error {
 			for _, p := range g.prefixes {
 				r.tooBig[p] = true
 			}
-			return r.withdraw(g.v6, g.prefixes, send) // of what may have been announced with other attributes
+			return withdraw(g.family, g.prefixes, send) // of what may have been announced with other attributes
 		}
 		if classic {
 			next, err := bgp.NewPathAttributeNextHop(hop)
@@ -183,7 +172,7 @@ func (r *rib) announce(g group, hop netip.Addr, send func([]byte) error) error {
 			all := append(append(append([]bgp.PathAttributeInterface{}, attrs[:2]...), next), attrs[2:]...)
 			return write(nil, all, nlri, send)
 		}
-		reach, err := bgp.NewPathAttributeMpReachNLRI(family(g.v6), nlri, hop)
+		reach, err := bgp.NewPathAttributeMpReachNLRI(families[g.family], nlri, hop)
 		if err != nil {
 			return fmt.Errorf("next hop %s: %w", hop, err)
 		}
@@ -191,12 +180,12 @@ func (r *rib) announce(g group, hop netip.Addr, send func([]byte) error) error {
 	})
 }
 
-func (r *rib) withdraw(v6 bool, prefixes []netip.Prefix, send func([]byte) error) error {
+func withdraw(family int, prefixes []netip.Prefix, send func([]byte) error) error {
 	return pack(prefixes, maxMessage-updateLen-reachLen, func(nlri []bgp.PathNLRI) error {
-		if !v6 {
+		if family == 0 {
 			return write(nlri, nil, nil, send)
 		}
-		unreach, err := bgp.NewPathAttributeMpUnreachNLRI(bgp.RF_IPv6_UC, nlri)
+		unreach, err := bgp.NewPathAttributeMpUnreachNLRI(families[family], nlri)
 		if err != nil {
 			return err
 		}
@@ -237,15 +226,12 @@ func write(withdrawn []bgp.PathNLRI, attrs []bgp.PathAttributeInterface, nlri []
 }
 
 // endOfRIB tells the peer that it has had every route of the families that it carries (RFC 4724 section 2).
-func endOfRIB(v4, v6 bool, send func([]byte) error) error {
-	for _, f := range []struct {
-		carried bool
-		bgp.Family
-	}{{v4, bgp.RF_IPv4_UC}, {v6, bgp.RF_IPv6_UC}} {
-		if !f.carried {
+func endOfRIB(carries [2]bool, send func([]byte) error) error {
+	for f, family := range families {
+		if !carries[f] {
 			continue
 		}
-		b, err := bgp.NewEndOfRib(f.Family).Serialize()
+		b, err := bgp.NewEndOfRib(family).Serialize()
 		if err == nil {
 			err = send(b)
 		}
@@ -254,13 +240,6 @@ func endOfRIB(v4, v6 bool, send func([]byte) error) error {
 		}
 	}
 	return nil
-}
-
-func family(v6 bool) bgp.Family {
-	if v6 {
-		return bgp.RF_IPv6_UC
-	}
-	return bgp.RF_IPv4_UC
 }
 
 // attributes are the path attributes but for the next hop, ORIGIN and AS_PATH first.

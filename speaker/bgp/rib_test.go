@@ -114,7 +114,7 @@ func TestTheDifferenceIsEnough(t *testing.T) {
 		}
 		table = table.With(set, remove)
 		if random.IntN(4) == 0 {
-			h = nextHops{v4: hops[random.IntN(len(hops))], v6: hops6[random.IntN(len(hops6))]}
+			h = nextHops{hops[random.IntN(len(hops))], hops6[random.IntN(len(hops6))]}
 		}
 		send := func(msg []byte) error {
 			if len(msg) > maxMessage {
@@ -132,7 +132,7 @@ func TestTheDifferenceIsEnough(t *testing.T) {
 		}
 		want := 0
 		for rt := range table.All() {
-			hop := h.of(rt.Prefix.Addr().Is6())
+			hop := h[familyOf(rt.Prefix)]
 			if !hop.IsValid() {
 				continue
 			}
@@ -162,7 +162,7 @@ func TestTooManyCommunities(t *testing.T) {
 	has := map[netip.Prefix]bool{}
 	sync := func(leaving bool, rs ...route.Route) {
 		t.Helper()
-		if err := r.sync(route.TableOf(rs...), nextHops{v4: nodeAddr}, leaving, func(msg []byte) error {
+		if err := r.sync(route.TableOf(rs...), nextHops{nodeAddr}, leaving, func(msg []byte) error {
 			announced, withdrawn := counted(msg)
 			maps.Copy(has, announced)
 			maps.DeleteFunc(has, func(p netip.Prefix, _ bool) bool { return withdrawn[p] })
@@ -191,7 +191,7 @@ func BenchmarkFirstSync(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				r := rib{localASN: 65001, as4: true}
-				_ = r.sync(table, nextHops{v4: nodeAddr}, false, func([]byte) error { return nil })
+				_ = r.sync(table, nextHops{nodeAddr}, false, func([]byte) error { return nil })
 			}
 		})
 	}

@@ -47,7 +47,7 @@ type session struct {
 	status SessionStatus
 	logged string // the reason for not coming up that was logged last
 	failed string // the reason of the last attempt
-	live   *live  // nil without a connection
+	conn   *conn  // nil without a connection; written by the goroutine of the session only
 }
 
 func newSession(s *Speaker, at place, p Peer, after <-chan struct{}) *session {
@@ -112,11 +112,8 @@ func (s *session) snapshot() SessionStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.status
-	if l := s.live; l != nil && st.State == Established {
-		st.Sent4, st.Sent6, st.Received = int(l.sent4.Load()), int(l.sent6.Load()), int(l.received.Load())
-		if at := l.lastUpdate.Load(); at != 0 {
-			st.LastUpdate = time.Unix(0, at)
-		}
+	if c := s.conn; c != nil && st.State == Established {
+		st.Sent4, st.Sent6, st.Received = int(c.sent[0].Load()), int(c.sent[1].Load()), int(c.received.Load())
 	}
 	st.MessagesIn, st.MessagesOut = s.in.load(), s.out.load()
 	return st

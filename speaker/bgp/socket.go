@@ -14,6 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// port is that of BGP.
+const port = 179
+
 // dialTime is how long an attempt to connect may take: the SYN that the kernel repeats after one second, then two, comes
 // too late for a peer that is back by then.
 const dialTime = time.Second
@@ -40,7 +43,7 @@ func (linux) dial(ctx context.Context, p Peer, remote netip.Addr) (net.Conn, err
 	if p.Source.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.Source, 0))
 	}
-	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(remote, cmp.Or(p.Port, 179)).String())
+	return d.DialContext(ctx, "tcp", netip.AddrPortFrom(remote, cmp.Or(p.Port, port)).String())
 }
 
 // control runs f on the socket, between its creation and its use.
@@ -120,8 +123,6 @@ func setMD5(fd int, remote netip.Addr, vrf, password string) error {
 
 // listeners are the sockets that passive peers connect to: one for each family and VRF, open while a peer waits there.
 type listeners struct {
-	port uint16
-
 	mu   sync.Mutex
 	open map[listenKey]*listener
 	all  sync.WaitGroup
@@ -137,8 +138,8 @@ type listener struct {
 	waiting map[netip.Addr]waiting
 }
 
-func newListeners(port uint16) *listeners {
-	return &listeners{port: port, open: map[listenKey]*listener{}}
+func newListeners() *listeners {
+	return &listeners{open: map[listenKey]*listener{}}
 }
 
 // waiting is a passive peer.
@@ -205,9 +206,9 @@ func (l *listeners) bind(key listenKey) (*listener, error) {
 		})
 	}}
 	lc.SetMultipathTCP(false) // it excludes MD5 signatures
-	network, address := "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), l.port)
+	network, address := "tcp4", netip.AddrPortFrom(netip.IPv4Unspecified(), port)
 	if key.v6 {
-		network, address = "tcp6", netip.AddrPortFrom(netip.IPv6Unspecified(), l.port)
+		network, address = "tcp6", netip.AddrPortFrom(netip.IPv6Unspecified(), port)
 	}
 	n, err := lc.Listen(context.Background(), network, address.String())
 	if err != nil {

@@ -60,8 +60,6 @@ type SessionStatus struct {
 	// Sent4 and Sent6 count the prefixes that are announced to the peer, Received those that it announces and
 	// that are counted.
 	Sent4, Sent6, Received int
-	// LastUpdate is when the last UPDATE was sent.
-	LastUpdate time.Time
 
 	// BFD is the BFD session, nil without one.
 	BFD *bfd.Status

@@ -76,8 +76,8 @@ func (s *session) bfdChanged(st bfd.Status) {
 		default:
 		}
 		s.mu.Lock()
-		if s.live != nil {
-			s.live.conn.hasten() // a write that hangs would not notice
+		if s.conn != nil {
+			s.conn.hasten() // a write that hangs would not notice
 		}
 		s.mu.Unlock()
 	}
