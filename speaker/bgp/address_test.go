@@ -91,8 +91,25 @@ func TestAddressesFollow(t *testing.T) {
 	ns.Run(t, "ip", "address", "add", "2001:db8::1/64", "dev", "up0")
 	expect("192.0.2.1 true, 2001:db8::1 false", "") // new: it waits
 	expect("192.0.2.1 true, 2001:db8::1 true", "")
+	usable := func(all addresses) (usable bool) {
+		t.Helper()
+		if err := ns.Enter(all.read); err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range all {
+			usable = usable || a.addr == netip.MustParseAddr("2001:db8::1") && a.usable
+		}
+		return usable
+	}
+	known := addresses{}
+	if !usable(known) {
+		t.Error("an address that is the node's is not usable")
+	}
 	ns.Run(t, "ip", "link", "set", "up0", "down")
 	ns.Run(t, "ip", "link", "set", "up0", "up")
+	if !usable(known) || usable(addresses{}) {
+		t.Error("on a link that has returned an address is usable if, and only if, it was before")
+	}
 	if out := ns.Run(t, "ip", "-6", "address", "show", "dev", "up0"); !strings.Contains(out, "2001:db8::1/64 scope global tentative") {
 		t.Fatalf("the kernel does not make sure of the address again: %s", out)
 	}
@@ -100,6 +117,8 @@ func TestAddressesFollow(t *testing.T) {
 	expect("192.0.2.1 true, 192.0.2.2 true, 2001:db8::1 true", "2001:db8::1 false")
 	ns.Run(t, "ip", "address", "del", "192.0.2.1/24", "dev", "up0") // and those of its network with it
 	expect("2001:db8::1 true", "2001:db8::1 false")
+	ns.Run(t, "ip", "-6", "route", "add", "default", "via", "fe80::1", "dev", "up0")
+	expect("2001:db8::1 true", "") // and looks for gateways
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -139,6 +158,7 @@ func TestNextHops(t *testing.T) {
 		{name: "IPv4", local: "192.0.2.1", others: "192.0.2.1 2001:db8::1", v4: true, want4: "192.0.2.1"},
 		{name: "IPv6", local: "2001:db8::1", others: "192.0.2.1 2001:db8::1", v6: true, want6: "2001:db8::1"},
 		{name: "both over IPv4", local: "192.0.2.1", others: "192.0.2.1 2001:db8::1", v4: true, v6: true, want4: "192.0.2.1", want6: "2001:db8::1"},
+		{name: "both over IPv4, three IPv6 addresses", local: "192.0.2.1", others: "192.0.2.1 2001:db8::8 2001:db8::7 2001:db8::9", v4: true, v6: true, want4: "192.0.2.1", want6: "2001:db8::7"},
 		{name: "both over IPv4, no IPv6 address", local: "192.0.2.1", others: "192.0.2.1", v4: true, v6: true, want4: "192.0.2.1", problem: "IPv6 routes are not announced"},
 		{name: "both over IPv6", local: "2001:db8::1", others: "192.0.2.1 2001:db8::1", v4: true, v6: true, v4over: true, want4: "192.0.2.1", want6: "2001:db8::1"},
 		{name: "both over IPv6, no IPv4 address", local: "2001:db8::1", others: "2001:db8::1", v4: true, v6: true, v4over: true, want4: "2001:db8::1", want6: "2001:db8::1"},

@@ -34,7 +34,7 @@ type conn struct {
 	w             *bufio.Writer
 	buf           [maxMessage]byte // what receive has read
 	link          int              // index of the interface of a link-local address, else 0
-	broken        bool             // a write has failed, perhaps in the middle of a message
+	broken        bool             // a write has failed, perhaps in the middle of a message, or the end has been said
 	sendHold      time.Duration
 	noHop         string // why a family is not announced, "" if none is missing
 
@@ -47,7 +47,6 @@ type conn struct {
 	over  chan struct{} // closed when reading has ended
 	ended error         // why, once it has
 
-	closing sync.Once
 	mu      sync.Mutex
 	hurried bool // no write is waited for any longer than hurry
 	closed  bool // the deadline for reading is not moved any more
@@ -170,9 +169,7 @@ func (c *conn) superseded() bool {
 }
 
 // close ends the connection, after a NOTIFICATION if why is one that this side sends. Only the first call counts.
-func (c *conn) close(why error) { c.closing.Do(func() { c.closeFor(why) }) }
-
-func (c *conn) closeFor(why error) {
+func (c *conn) close(why error) {
 	var n *Notification
 	c.hasten()
 	if errors.As(why, &n) && n.Sent && !c.broken && c.send(n.Bytes()) == nil && c.flush() == nil {
@@ -185,6 +182,7 @@ func (c *conn) closeFor(why error) {
 			_, _ = io.Copy(io.Discard, c.Conn)
 		}
 	}
+	c.broken = true
 	c.Conn.Close()
 }
 

@@ -51,7 +51,6 @@ type machine struct {
 	routers   *routers // of Interface
 	damping   damping
 	wait      time.Duration // to stay Idle for
-	hasty     bool          // a change of Options ends the wait: there was no session yet
 	restarted bool          // no session has been established since the process, or the Identity, was new
 
 	peer   Peer // as it was when the connection was made
@@ -110,13 +109,13 @@ func idle(m *machine) (state, error) {
 	if err := m.peer.check(); err != nil {
 		m.speaker.watch(m.at, nil)
 		m.fail(Idle, err)
-		m.wait, m.hasty = time.Hour, true // until it changes
+		m.wait = time.Hour // until it changes
 		return idle, nil
 	}
 	remote, err := m.locate()
 	if err != nil {
 		m.fail(Idle, err)
-		m.wait, m.hasty = min(m.retry(), time.Second), true
+		m.wait = min(m.retry(), time.Second)
 		return idle, nil
 	}
 	m.remote = remote
@@ -128,7 +127,7 @@ func idle(m *machine) (state, error) {
 	return connect, nil // event 1, ManualStart
 }
 
-// pause waits for m.wait. It is false when the session is to end.
+// pause waits for m.wait, or until the Options change. It is false when the session is to end.
 func (m *machine) pause() bool {
 	had := m.wanted().Options
 	timer := time.NewTimer(m.wait)
@@ -140,7 +139,7 @@ func (m *machine) pause() bool {
 		case <-timer.C:
 			return true
 		case <-m.news:
-			if m.hasty && m.wanted().Options != had {
+			if m.wanted().Options != had {
 				return true
 			}
 		}
@@ -220,17 +219,11 @@ func active(m *machine) (state, error) {
 // it still had the other session (RFC 4724 section 5 says so for peers with graceful restart; RFC 4271 section 6.8 leaves
 // it to configuration). Both connections are of the peer's making, so that the identifiers decide nothing.
 func (m *machine) deliver(c net.Conn) {
-	for sent := false; !sent; {
-		select {
-		case m.accepted <- c:
-			sent = true
-		default:
-			select {
-			case old := <-m.accepted:
-				old.Close()
-			default:
-			}
-		}
+	m.refuse()
+	select {
+	case m.accepted <- c:
+	default: // another came at the same moment, to a listener before this one
+		c.Close()
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -245,6 +238,11 @@ func (m *machine) stopListening() {
 	}
 	m.unlisten()
 	m.unlisten = nil
+	m.refuse()
+}
+
+// refuse closes a connection that waits to be taken.
+func (m *machine) refuse() {
 	select {
 	case c := <-m.accepted:
 		c.Close()
@@ -564,9 +562,8 @@ func (m *machine) ended(why error) {
 		}
 		m.conn.close(why)
 	}
-	m.hasty = m.since.IsZero()
 	switch {
-	case !m.hasty:
+	case !m.since.IsZero():
 		m.wait = m.damping.after(time.Since(m.since))
 		m.wait += rand.N(m.wait/4 + 1) // so that the sessions of many nodes spread
 		m.since = time.Time{}

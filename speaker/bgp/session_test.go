@@ -1068,7 +1068,7 @@ func TestNextHopsFollow(t *testing.T) {
 	simulate(t, Config{Leave: -1}, func(w *world) {
 		r := w.router("192.0.2.2")
 		p := r.peer()
-		p.DualStack, p.Own6 = true, netip.MustParseAddr("2001:db8::5")
+		p.DualStack, p.Own6 = true, netip.MustParseAddr("2001:db8::8")
 		w.Set([]Session{{p, routesTo("203.0.113.1/32", "2001:db8:f::1/128")}})
 		c := r.accept()
 		o := routerOpen()
@@ -1087,8 +1087,8 @@ func TestNextHopsFollow(t *testing.T) {
 		}{
 			{"a floating address", []address{four, {addr: netip.MustParseAddr("2001:db8::9"), link: 1, usable: true, floating: true}}, "2001:db8::9"},
 			{"another beside it", []address{four, {addr: netip.MustParseAddr("2001:db8::9"), link: 1, usable: true, floating: true}, six("2001:db8::7")}, "2001:db8::7"},
-			{"the node's own", []address{four, six("2001:db8::7"), six("2001:db8::5")}, "2001:db8::5"},
-			{"the session's address gone: it will not last", nil, "2001:db8::5"},
+			{"the node's own", []address{four, six("2001:db8::7"), six("2001:db8::8")}, "2001:db8::8"},
+			{"the session's address gone: it will not last", nil, "2001:db8::8"},
 			{"renumbered", []address{four, six("2001:db8:1::5")}, "2001:db8:1::5"},
 			{"none", []address{four}, ""},
 		} {

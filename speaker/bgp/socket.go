@@ -28,15 +28,7 @@ func (linux) dial(ctx context.Context, p Peer, remote netip.Addr) (net.Conn, err
 		KeepAlive: -1, // the protocol has its own
 		Control: func(_, _ string, c syscall.RawConn) error {
 			return control(c, func(fd int) error {
-				if p.VRF != "" {
-					if err := unix.BindToDevice(fd, p.VRF); err != nil {
-						return fmt.Errorf("bind to VRF %s: %w", p.VRF, err)
-					}
-				}
-				if err := p.Auth.set(fd, remote, p.VRF); err != nil {
-					return err
-				}
-				return setTTL(fd, p, remote.Is6())
+				return cmp.Or(bind(fd, p.VRF), p.Auth.set(fd, remote, p.VRF), setTTL(fd, p, remote.Is6()))
 			})
 		},
 	}
@@ -55,24 +47,32 @@ func control(c syscall.RawConn, f func(fd int) error) error {
 	return ferr
 }
 
+// bind binds the socket to a VRF, "" for none.
+func bind(fd int, vrf string) error {
+	if vrf == "" {
+		return nil
+	}
+	if err := unix.BindToDevice(fd, vrf); err != nil {
+		return fmt.Errorf("bind to VRF %s: %w", vrf, err)
+	}
+	return nil
+}
+
 // setTTL sets what packets of the session leave with, and the least they may arrive with.
 func setTTL(fd int, p Peer, v6 bool) error {
 	level, ttl, least := unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MINTTL
 	if v6 {
 		level, ttl, least = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MINHOPCOUNT
 	}
+	var err error
 	switch {
 	case p.TTLSecurity: // RFC 5082 section 3
-		if err := unix.SetsockoptInt(fd, level, ttl, 255); err != nil {
-			return fmt.Errorf("set TTL: %w", err)
-		}
-		if err := unix.SetsockoptInt(fd, level, least, 255); err != nil {
-			return fmt.Errorf("set minimum TTL: %w", err)
-		}
+		err = cmp.Or(unix.SetsockoptInt(fd, level, ttl, 255), unix.SetsockoptInt(fd, level, least, 255))
 	case p.external() && !p.MultiHop:
-		if err := unix.SetsockoptInt(fd, level, ttl, 1); err != nil {
-			return fmt.Errorf("set TTL: %w", err)
-		}
+		err = unix.SetsockoptInt(fd, level, ttl, 1)
+	}
+	if err != nil {
+		return fmt.Errorf("set TTL: %w", err)
 	}
 	return nil
 }
@@ -86,17 +86,7 @@ func (a Auth) set(fd int, remote netip.Addr, vrf string) error {
 	return setMD5(fd, remote, vrf, a.Password)
 }
 
-// unset takes set back.
-func (a Auth) unset(fd int, remote netip.Addr, vrf string) error {
-	if a == (Auth{}) {
-		return nil
-	}
-	if err := setMD5(fd, remote, vrf, ""); !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	return nil
-}
-
+// setMD5 sets the key for remote, or takes it back if password is "".
 func setMD5(fd int, remote netip.Addr, vrf, password string) error {
 	sig := unix.TCPMD5Sig{Keylen: uint16(len(password))}
 	copy(sig.Key[:], password)
@@ -162,7 +152,7 @@ func (l *listeners) listen(p Peer, remote netip.Addr, deliver func(net.Conn)) (c
 	if _, taken := ls.waiting[remote]; taken {
 		return nil, fmt.Errorf("two passive peers have the address %s", remote)
 	}
-	if err := ls.control(func(fd int) error { return p.Auth.set(fd, remote, p.VRF) }); err != nil {
+	if err := onSocket(ls, func(fd int) error { return p.Auth.set(fd, remote, p.VRF) }); err != nil {
 		if len(ls.waiting) == 0 {
 			l.shut(key)
 		}
@@ -175,14 +165,14 @@ func (l *listeners) listen(p Peer, remote netip.Addr, deliver func(net.Conn)) (c
 		delete(ls.waiting, remote)
 		if len(ls.waiting) == 0 && l.open[key] == ls {
 			l.shut(key)
-		} else { // fails only when the listener is closed
-			_ = ls.control(func(fd int) error { return p.Auth.unset(fd, remote, p.VRF) })
+		} else { // fails if there is none
+			_ = onSocket(ls, func(fd int) error { return setMD5(fd, remote, p.VRF, "") })
 		}
 	}, nil
 }
 
-func (ls *listener) control(f func(fd int) error) error {
-	c, err := ls.SyscallConn()
+func onSocket(s syscall.Conn, f func(fd int) error) error {
+	c, err := s.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -193,10 +183,8 @@ func (ls *listener) control(f func(fd int) error) error {
 func (l *listeners) bind(key listenKey) (*listener, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return control(c, func(fd int) error {
-			if key.vrf != "" {
-				if err := unix.BindToDevice(fd, key.vrf); err != nil {
-					return fmt.Errorf("bind to VRF %s: %w", key.vrf, err)
-				}
+			if err := bind(fd, key.vrf); err != nil {
+				return err
 			}
 			// Peers with GTSM expect it from the first packet on; others take it as well.
 			if key.v6 {
@@ -234,11 +222,7 @@ func (l *listeners) accept(ls *listener) {
 		l.mu.Lock()
 		w, ok := ls.waiting[remote]
 		l.mu.Unlock()
-		if ok {
-			raw, err := c.SyscallConn()
-			ok = err == nil && control(raw, func(fd int) error { return setTTL(fd, w.peer, remote.Is6()) }) == nil
-		}
-		if !ok {
+		if !ok || onSocket(c, func(fd int) error { return setTTL(fd, w.peer, remote.Is6()) }) != nil {
 			c.Close()
 			continue
 		}
