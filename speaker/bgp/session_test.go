@@ -542,6 +542,15 @@ func TestWhatPeersGetWrong(t *testing.T) {
 		{"closes", func(c *end) { c.Close() }, "the peer closed the connection"},
 		{"says nothing", func(*end) {}, "no OPEN from the peer within 20s: sent NOTIFICATION 4/0"},
 		{"does not confirm", func(c *end) { c.write(must(routerOpen().bytes())) }, "sent NOTIFICATION 4/0 (hold timer expired)"},
+		{"does not confirm within its own hold time", func(c *end) {
+			openWith(func(o *open) { o.hold = 3 * time.Second })(c)
+			time.Sleep(4 * time.Second)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.ended == nil {
+				c.t.Error("after 4 s the router has not been told")
+			}
+		}, "sent NOTIFICATION 4/0 (hold timer expired)"},
 		{"refuses", func(c *end) { c.write(message(3, 6, 5)) }, "received NOTIFICATION 6/5 (cease, connection rejected)"},
 		{"gives a reason", func(c *end) { c.write(message(3, 6, 2, 7, 'u', 'p', 'g', 'r', 'a', 'd', 'e')) }, `administrative shutdown): "upgrade"`},
 		{"is no router", func(c *end) { c.write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }, "sent NOTIFICATION 1/1 (message header error, connection not synchronized)"},
@@ -1059,6 +1068,36 @@ func TestOptionsLeaveTheSession(t *testing.T) {
 		c.follow()
 		if st := w.only(); st.Ups != 2 || st.HoldTime != 30*time.Second || st.Keepalive != 7*time.Second || strings.Contains(st.Problem, "next session") {
 			t.Errorf("status of the next session %+v", st)
+		}
+	})
+}
+
+// BFD begins, changes and ends beside a session that stands.
+func TestBFDFollowsOptions(t *testing.T) {
+	c := Config{Leave: -1, BFD: bfd.New(bfd.Config{Log: slog.New(slog.DiscardHandler)})}
+	simulate(t, c, func(w *world) {
+		r := w.router("192.0.2.2")
+		p := r.peer()
+		p.Source = nodeAddr
+		w.Set([]Session{{Peer: p}})
+		e := r.accept()
+		e.establish(routerOpen())
+		e.follow()
+		for _, profile := range []bfd.Profile{
+			{Receive: time.Second, Transmit: time.Second, Multiplier: 3}, {Receive: time.Second, Transmit: time.Second, Multiplier: 5}, {},
+		} {
+			p.BFD = profile
+			w.Set([]Session{{Peer: p}})
+			synctest.Wait()
+			w.bfdMu.Lock()
+			got, watched := w.bfdWant[place{peer: p.Name}]
+			w.bfdMu.Unlock()
+			if got.Profile != profile || watched != (profile != bfd.Profile{}) {
+				t.Errorf("the path is watched with %+v, want %+v", got, profile)
+			}
+		}
+		if st := w.only(); st.Ups != 1 {
+			t.Errorf("status %+v", st)
 		}
 	})
 }

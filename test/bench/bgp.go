@@ -58,6 +58,11 @@ metadata: {name: weighted}
 spec: {ipAddressPools: [weighted], weighted: true}
 ---
 apiVersion: clarionlb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: external}
+spec: {addressTypes: [ExternalIP], externalIPRanges: [198.19.0.0/16]}
+---
+apiVersion: clarionlb.io/v1beta1
 kind: BFDProfile
 metadata: {name: bfd100}
 spec: {receiveInterval: 100, transmitInterval: 100, detectMultiplier: 3}
@@ -73,7 +78,8 @@ const drainTime = 3 * time.Second
 
 var bgpStages = []stage{
 	{setup{name: "bench", nodes: 3, routers: 2, config: bgpConfig, ready: makeRouted, speakerArgs: []string{"--announce-holddown=0", "--drain-time=" + drainTime.String()}}, []row{
-		{"slice", followed},
+		{"slice", followed(0)},
+		{"slice10k", followed(10_000)},
 		{"bfd100", cutRouted("bfd100", "max 450 ms", 450)},
 		{"bfd50", cutRouted("bfd50", "max 300 ms", 300)},
 		{"frozen", frozen},
@@ -84,9 +90,32 @@ var bgpStages = []stage{
 	}},
 	{setup{}, []row{
 		{"prefixes", interop("BenchmarkRoutes$", map[string]figure{
-			"ms":  {name: "10,000 prefixes in the tables of two routers", want: "max 1000 ms", unit: "ms", max: 1000},
-			"MiB": {name: "the same: memory above idle", want: "max 60 MiB", unit: "MiB", max: 60},
+			"ms":      {name: "10,000 prefixes in the tables of two routers", want: "p50 150 ms", unit: "ms", p50: 150, note: "from before the first connection"},
+			"ours-ms": {name: "the same: first session up → last UPDATE written", want: "p50 40 ms", unit: "ms", p50: 40, note: "Clarion's part"},
+			"MiB":     {name: "the same: memory above idle", want: "max 10 MiB", unit: "MiB", max: 10, note: "without the prefixes themselves"},
 		})},
+		{"many", interop("BenchmarkManyRoutes$", map[string]figure{
+			"ms":      {name: "100,000 prefixes in BIRD's table", want: "p50 1500 ms", unit: "ms", p50: 1500, note: "from before the connection"},
+			"ours-ms": {name: "the same: session up → last UPDATE written", want: "-", unit: "ms", note: "Clarion's part, and waiting for BIRD"},
+			"MiB":     {name: "the same: memory above idle", want: "max 80 MiB", unit: "MiB", max: 80, note: "without the prefixes themselves"},
+		})},
+		{"refused", func(ctx context.Context, b *bench) error {
+			seconds := 60
+			switch {
+			case b.quick:
+				seconds = 15
+			case b.long:
+				seconds = 600
+			}
+			once := &bench{trials: 1, load: b.load}
+			err := interop("BenchmarkRefusing$", map[string]figure{
+				"sessions":   {name: fmt.Sprintf("sessions in %d s with a router that refuses every UPDATE", seconds), want: "max 20", unit: "sessions", max: 20},
+				"slowest-ms": {name: "the same: a change until another router has it", want: "max 500 ms", unit: "ms", max: 500, note: "the slowest of several a second"},
+			}, "CLARION_REFUSING_SECONDS="+strconv.Itoa(seconds))(ctx, once)
+			b.figures = append(b.figures, once.figures...)
+			return err
+		}},
+		{"binary", size},
 		{"detection", interop("BenchmarkBFDDetection$", map[string]figure{ // a trial is 20 of its own
 			"min-ms": {name: "BFD detection 3 × 50 ms: least of 20 a trial", want: "-", unit: "ms", note: "from the peer's last packet, where the detection time begins"},
 			"p50-ms": {name: "BFD detection 3 × 50 ms: median of 20 a trial", want: "-", unit: "ms", note: "the same"},
@@ -120,6 +149,28 @@ const (
 	everywhere   = "everywhere"
 	everyLocal   = "everywhere-local"
 )
+
+// size is how large the speaker is, as it is released.
+func size(ctx context.Context, b *bench) error {
+	for _, at := range []struct{ name, dir string }{{"the speaker's binary, stripped", "."}, {"before: the speaker's binary, stripped", b.base}} {
+		if at.dir == "" {
+			continue
+		}
+		path := filepath.Join(os.TempDir(), "clarion-bench-speaker")
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "./speaker")
+		cmd.Dir, cmd.Env = at.dir, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		b.figure(figure{name: at.name, want: "-", unit: "MiB"}).add(float64(info.Size()) / (1 << 20))
+		_ = os.Remove(path)
+	}
+	return nil
+}
 
 func local(svc *corev1.Service) {
 	svc.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
@@ -384,11 +435,20 @@ func (b *bench) slice(ctx context.Context, service string, ready bool, pods ...*
 // held says why a router's kernel is so much later than the UPDATE.
 const held = "FRR 8.4 lets a change rest for 50 ms in bgpd and 10 ms in zebra; see the control"
 
-// followed changes an EndpointSlice and waits for the routers, and says which part of the way takes how long.
-func followed(ctx context.Context, b *bench) error {
+// followed changes an EndpointSlice and waits for the routers, and says which part of the way takes how long, while so
+// many routes more are announced, of external IPs.
+func followed(more int) func(context.Context, *bench) error {
+	return func(ctx context.Context, b *bench) error { return follow(ctx, b, more) }
+}
+
+func follow(ctx context.Context, b *bench, more int) error {
 	type parts struct{ sent, table, kernel, api, speaker, best, route, control *figure }
 	var figures [2]parts
-	for i, what := range []string{"gone", "present"} {
+	speaker50, speaker99, among := 0.0, 0.0, ""
+	if more > 0 {
+		speaker50, speaker99, among = 1, 3, fmt.Sprintf(", among %d routes", more)
+	}
+	for i, what := range []string{"gone" + among, "present" + among} {
 		add := func(name, want string, p50, p99 float64, note string) *figure {
 			return b.figure(figure{name: name + ": " + what, want: want, unit: "ms", p50: p50, p99: p99, note: note})
 		}
@@ -397,7 +457,7 @@ func followed(ctx context.Context, b *bench) error {
 			table:   add("EndpointSlice change → path in both routers' show bgp", "p50 30 ms, p99 150 ms", 30, 150, "the same"),
 			kernel:  add("EndpointSlice change → route in both routers' kernels", "p99 150 ms", 0, 150, held),
 			api:     add("- of it: request → event at a watcher", "-", 0, 0, "the API server's part"),
-			speaker: add("- of it: event → UPDATE of every node at both routers", "-", 0, 0, "Clarion's part"),
+			speaker: add("- of it: event → UPDATE of every node at both routers", wantOf(speaker50, speaker99), speaker50, speaker99, "Clarion's part"),
 			best:    add("- of it: UPDATE → best path in both routers", "-", 0, 0, "bgpd's part"),
 			route:   add("- of it: best path → both routers' kernels", "-", 0, 0, "zebra's part"),
 			control: add("control: UPDATE of a program of 50 lines → both routers' kernels", "-", 0, 0, "what no BGP speaker is faster than"),
@@ -406,6 +466,10 @@ func followed(ctx context.Context, b *bench) error {
 	if err := b.peers(ctx, true, ""); err != nil {
 		return err
 	}
+	if err := b.external(ctx, more); err != nil {
+		return err
+	}
+	defer func() { _ = b.remove(context.WithoutCancel(ctx), numbered("external", more/1000)...) }()
 	const name = "followed"
 	addr, err := b.service(ctx, name, nil, nil)
 	if err != nil {
@@ -504,6 +568,50 @@ func followed(ctx context.Context, b *bench) error {
 			f.control.took(kernel.Sub(start))
 		}
 		return b.hops(ctx, name, b.Nodes()...)
+	})
+}
+
+// wantOf says what is wanted of two percentiles in milliseconds, 0 for nothing.
+func wantOf(p50, p99 float64) string {
+	if p50 == 0 && p99 == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("p50 %g ms, p99 %g ms", p50, p99)
+}
+
+// external makes Services with n external IPs, a thousand each, and waits until both routers have them all.
+func (b *bench) external(ctx context.Context, n int) error {
+	for i, name := range numbered("external", n/1000) {
+		_, err := b.service(ctx, name, b.pods["node1"].Spec.Labels, func(svc *corev1.Service) {
+			svc.Spec.AllocateLoadBalancerNodePorts = new(bool)
+			for j := range 1000 {
+				svc.Spec.ExternalIPs = append(svc.Spec.ExternalIPs, fmt.Sprintf("198.19.%d.%d", (1000*i+j)>>8, (1000*i+j)&255))
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return lab.Eventually(ctx, 3*settle, func() error {
+		for _, r := range b.Routers() {
+			out, err := r.Vtysh(ctx, "show bgp ipv4 unicast statistics json")
+			if err != nil {
+				return err
+			}
+			var s struct {
+				IPv4Unicast []struct{ TotalPrefixes int }
+			}
+			if err := json.Unmarshal([]byte(out), &s); err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			if len(s.IPv4Unicast) == 0 || s.IPv4Unicast[0].TotalPrefixes < n {
+				return fmt.Errorf("%s has %v prefixes, want %d", r.Name, s.IPv4Unicast, n)
+			}
+		}
+		return nil
 	})
 }
 

@@ -50,7 +50,7 @@ type setup struct {
 type bench struct {
 	trials      int
 	quick, long bool
-	logs        string
+	logs, base  string
 	figures     []*figure
 	load        float64
 	failed      bool

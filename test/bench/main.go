@@ -1,7 +1,7 @@
 // Command bench measures in the lab how fast Clarion reacts and what is lost meanwhile: the figures that the documents
 // speak of. It brings up labs of its own, called bench…, one after the other, and takes them down.
 //
-//	go run ./test/bench l2|bgp|scale [-trials N] [-rows REGEXP] [-quick] [-long]
+//	go run ./test/bench l2|bgp|scale [-trials N] [-rows REGEXP] [-quick] [-long] [-base DIR]
 //
 // It prints one line of JSON for each figure as it comes, and a table at the end. It ends with 1 if a row could not be
 // measured or a figure was missed. The machine should do nothing else: it waits for that, but not for ever, and says how
@@ -9,13 +9,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"regexp"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -45,6 +49,7 @@ func run(ctx context.Context, args []string) int {
 	quick := flags.Bool("quick", false, "five trials, and short spans")
 	long := flags.Bool("long", false, "ten minutes with busy cores instead of two")
 	only := flags.String("rows", ".*", "measure only the rows whose whole name matches this regular expression")
+	base := flags.String("base", "", "checkout of other code, whose bench then measures the rows that it has too; what it finds is called \"before\"")
 	logs := flags.String("logs", "", "folder to keep the logs of all programs in")
 	stages := map[string][]stage{"l2": layer2Stages, "bgp": bgpStages, "scale": append(scaleStages, statusStages...)}
 	if len(args) == 0 || stages[args[0]] == nil {
@@ -65,7 +70,7 @@ func run(ctx context.Context, args []string) int {
 	if *quick {
 		*trials = min(*trials, 5)
 	}
-	b := &bench{trials: *trials, quick: *quick, long: *long, logs: *logs}
+	b := &bench{trials: *trials, quick: *quick, long: *long, logs: *logs, base: *base}
 	for _, s := range stages[args[0]] {
 		var rows []row
 		for _, r := range s.rows {
@@ -81,12 +86,42 @@ func run(ctx context.Context, args []string) int {
 			b.failed = true
 		}
 	}
+	if *base != "" && ctx.Err() == nil {
+		if err := b.before(ctx, args[0], *only); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			b.failed = true
+		}
+	}
 	fmt.Println()
 	printTable(os.Stdout, b.figures)
 	if b.failed || ctx.Err() != nil {
 		return 1
 	}
 	return 0
+}
+
+// before adds what the bench of the other checkout measures. That it misses a figure, or has no such row, is no failure.
+func (b *bench) before(ctx context.Context, what, rows string) error {
+	args := []string{"run", "./test/bench", what, "-rows=" + rows, "-trials=" + strconv.Itoa(b.trials)}
+	if b.quick {
+		args = append(args, "-quick")
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir, cmd.Stderr = b.base, os.Stderr
+	out, err := cmd.Output()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	for line := range bytes.Lines(out) {
+		s := &summary{}
+		if json.Unmarshal(line, s) == nil && s.Name != "" {
+			s.Name = "before: " + s.Name
+			b.figures = append(b.figures, &figure{before: s})
+			text, _ := json.Marshal(s)
+			fmt.Println(string(text))
+		}
+	}
+	return nil
 }
 
 // stage brings a lab up, measures its rows and takes it down.

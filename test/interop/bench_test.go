@@ -1,6 +1,7 @@
 package interop
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -234,34 +235,138 @@ func cpu(b *testing.B, pid int) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// How long 10,000 prefixes take to be in the tables of two routers, and what they cost in memory.
-func BenchmarkRoutes(b *testing.B) {
+// timeline is an Observer that knows when the sessions came up, and when the last UPDATE was given to a connection.
+type timeline struct{ up, sent atomic.Pointer[time.Time] }
+
+func (l *timeline) Up(string, netip.AddrPort, netip.AddrPort, []byte, []byte) {
+	now := time.Now()
+	l.up.CompareAndSwap(nil, &now)
+}
+func (l *timeline) Sent(string, netip.AddrPort, []byte) { now := time.Now(); l.sent.Store(&now) }
+func (*timeline) Down(string, netip.AddrPort, error)    {}
+
+// announce opens sessions with routers that are to have n prefixes, and reports how long that took from before the first
+// connection: until the routers have them all, how much of it was the speaker's, from the first session up to the last
+// UPDATE, and what memory the speaker needs for it.
+func announce(b *testing.B, n int, have func(r *router) bool, rs ...*router) {
+	b.Helper()
 	defer debug.SetGCPercent(debug.SetGCPercent(50)) // as in the speaker
-	const many = 10000
-	var rs []route.Route
-	for i := range many {
-		rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)}), 32)})
+	var prefixes []route.Route
+	for i := range n {
+		prefixes = append(prefixes, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, byte(18 + i>>16), byte(i >> 8), byte(i)}), 32)})
 	}
-	a, c := newRouter(b), newRouter(b)
-	a.frr(external4)
-	c.frr(external4)
 	for b.Loop() {
+		table := route.TableOf(prefixes...)
 		idle := resident(b)
-		n := newNode(b, bgp.Config{})
-		n.speaker.Set([]bgp.Session{a.session(nil, rs...), c.session(nil, rs...)})
-		n.established(a.ns, 5*time.Second)
-		n.established(c.ns, 5*time.Second)
+		node, line := newNode(b, bgp.Config{}), &timeline{}
+		defer node.speaker.Observe(line)()
+		var sessions []bgp.Session
+		for _, r := range rs {
+			s := r.session(nil)
+			s.Routes = table
+			sessions = append(sessions, s)
+		}
 		start := time.Now()
-		for _, r := range []*router{a, c} {
-			r.eventually(10*time.Second, "every prefix is there", func() bool {
-				return strings.Contains(r.vtysh("show bgp ipv4 unicast statistics json"), fmt.Sprintf(":%d", many))
-			})
+		node.speaker.Set(sessions)
+		for _, r := range rs {
+			r.eventually(60*time.Second, "every prefix is there", func() bool { return have(r) })
 		}
 		b.ReportMetric(time.Since(start).Seconds()*1000, "ms")
+		b.ReportMetric(line.sent.Load().Sub(*line.up.Load()).Seconds()*1000, "ours-ms")
 		b.ReportMetric(float64(resident(b)-idle)/(1<<20), "MiB")
-		n.stop()
+		runtime.KeepAlive(prefixes)
+		node.stop()
 	}
 	b.ReportMetric(0, "ns/op")
+}
+
+// How long 10,000 prefixes take to be in the tables of two routers, and what they cost in memory.
+func BenchmarkRoutes(b *testing.B) {
+	r1, r2 := newRouter(b), newRouter(b)
+	r1.frr(external4)
+	r2.frr(external4)
+	announce(b, 10_000, func(r *router) bool {
+		return strings.Contains(r.vtysh("show bgp ipv4 unicast statistics json"), ":10000")
+	}, r1, r2)
+}
+
+// The same of 100,000 prefixes and one router, BIRD, which does not hand them to its kernel.
+func BenchmarkManyRoutes(b *testing.B) {
+	r := newRouter(b)
+	r.birdAlone(birdIPv4, channel4)
+	announce(b, 100_000, func(r *router) bool { return strings.Contains(r.birdc("show route count"), "100000 of 100000") }, r)
+}
+
+// How often a session comes up with a router that refuses every UPDATE, and how long another router waits for a change
+// meanwhile.
+func BenchmarkRefusing(b *testing.B) {
+	seconds := 60
+	if s, err := strconv.Atoi(os.Getenv("CLARION_REFUSING_SECONDS")); err == nil {
+		seconds = s
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:1790")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go refuse(c)
+		}
+	}()
+	good := newRouter(b)
+	good.frr(external4)
+	bad := good.session(func(p *bgp.Peer) {
+		p.Name, p.Address, p.Port, p.MultiHop = "bad", netip.MustParseAddr("127.0.0.1"), 1790, true
+	})
+	for b.Loop() {
+		node := newNode(b, bgp.Config{})
+		var slowest time.Duration
+		for end, i := time.Now().Add(time.Duration(seconds)*time.Second), 0; time.Now().Before(end); i++ {
+			change := routes(fmt.Sprintf("203.0.113.%d/32", i%250))
+			bad.Routes = route.TableOf(change...)
+			start := time.Now()
+			node.speaker.Set([]bgp.Session{bad, good.session(nil, change...)})
+			node.established(good.ns, 10*time.Second)
+			good.eventually(5*time.Second, "the change is there", func() bool { return good.routeText(change[0].Prefix.String()) != "" })
+			if i > 0 { // the session was up
+				slowest = max(slowest, time.Since(start))
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		b.ReportMetric(float64(node.status("bad").Ups), "sessions")
+		b.ReportMetric(slowest.Seconds()*1000, "slowest-ms")
+		if n := node.status(good.ns).Ups; n != 1 {
+			b.Errorf("%d sessions with the other router", n)
+		}
+		node.stop()
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// refuse is a router that answers every UPDATE with a NOTIFICATION.
+func refuse(c net.Conn) {
+	defer c.Close()
+	message := func(typ byte, body ...byte) []byte {
+		return append(append(bytes.Repeat([]byte{0xff}, 16), 0, byte(19+len(body)), typ), body...)
+	}
+	_, _ = c.Write(slices.Concat(message(1, 4, 64512>>8, 64512&0xff, 0, 90, 10, 255, 0, 9, 0), message(4)))
+	for head := make([]byte, 19); ; {
+		if _, err := io.ReadFull(c, head); err != nil {
+			return
+		}
+		if _, err := io.CopyN(io.Discard, c, int64(binary.BigEndian.Uint16(head[16:]))-19); err != nil {
+			return
+		}
+		if head[18] == 2 {
+			_, _ = c.Write(message(3, 3, 1)) // malformed attribute list
+			return
+		}
+	}
 }
 
 // resident is the memory of this process.

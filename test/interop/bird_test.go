@@ -18,14 +18,19 @@ import (
 // bird starts BIRD with a BGP protocol "node" made of the lines of session, and the families of channels.
 func (r *router) bird(session, channels string) {
 	r.t.Helper()
+	r.birdAlone(session, channels, "protocol kernel { ipv4 { import none; export all; }; }", "protocol kernel { ipv6 { import none; export all; }; }")
+}
+
+// birdAlone is bird that hands nothing to the kernel, with more protocols.
+func (r *router) birdAlone(session, channels string, protocols ...string) {
+	r.t.Helper()
 	if _, err := os.Stat("/usr/sbin/bird"); err != nil {
 		r.t.Skip("BIRD is not installed")
 	}
 	r.write("bird.conf", r.expand(`
 router id 10.255.0.2;
 protocol device { scan time 1; }
-protocol kernel { ipv4 { import none; export all; }; }
-protocol kernel { ipv6 { import none; export all; }; }
+`+strings.Join(protocols, "\n")+`
 protocol bfd { interface "*" { min rx interval 100 ms; min tx interval 100 ms; multiplier 3; }; }
 protocol bgp node {
  connect retry time 1; connect delay time 1; error wait time 1, 2;
