@@ -50,6 +50,7 @@ type setup struct {
 type bench struct {
 	trials      int
 	quick, long bool
+	busy        bool
 	logs, base  string
 	figures     []*figure
 	load        float64

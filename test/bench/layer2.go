@@ -780,7 +780,7 @@ func thousand(ctx context.Context, b *bench) error {
 	if err := b.allOwned(ctx, addrs, node); err != nil {
 		return err
 	}
-	quiet(ctx, time.Minute)
+	b.quiet(ctx, time.Minute)
 	b.load = load()
 
 	answers := b.figure(figure{name: "ARP answer time, 1,000 addresses", want: "p99 0.3 ms", unit: "ms", p99: 0.3})
