@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -261,6 +262,43 @@ func TestReceived(t *testing.T) {
 	} {
 		if r.take(tt.msg, 3); r.n != tt.want || (r.known == nil) != (tt.want > 3) {
 			t.Errorf("after % x %d prefixes, %d remembered, want %d", tt.msg, r.n, len(r.known), tt.want)
+		}
+	}
+}
+
+// What two OPENs make of a session, or why there is none (RFC 4271 section 6.2).
+func TestAgree(t *testing.T) {
+	v4, v6 := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")
+	for _, tt := range []struct {
+		name   string
+		remote netip.Addr
+		edit   func(p *Peer, theirs *open)
+		want   string
+	}{
+		{"plain", v4, func(*Peer, *open) {}, "external, families [true false], hold 1m30s, keepalive 30s"},
+		{"shorter keepalive", v4, func(p *Peer, _ *open) { p.Keepalive = 7 * time.Second }, "external, families [true false], hold 1m30s, keepalive 7s"},
+		{"keepalive longer than a third", v4, func(p *Peer, _ *open) { p.Keepalive = time.Minute }, "external, families [true false], hold 1m30s, keepalive 30s"},
+		{"none of theirs", v4, func(_ *Peer, o *open) { o.hold = 0 }, "external, families [true false], hold 0s, keepalive 0s"},
+		{"internal as wanted", v4, func(p *Peer, o *open) { p.Dynamic, o.asn = DynamicInternal, 65001 }, "internal, families [true false], hold 1m30s, keepalive 30s"},
+		{"external, not internal", v4, func(p *Peer, _ *open) { p.Dynamic = DynamicInternal }, "sent NOTIFICATION 2/2"},
+		{"internal, not external", v4, func(p *Peer, o *open) { p.Dynamic, o.asn = DynamicExternal, 65001 }, "sent NOTIFICATION 2/2"},
+		{"our router ID, external", v4, func(p *Peer, o *open) { o.id = p.RouterID }, "external, families [true false], hold 1m30s, keepalive 30s"},
+		{"our router ID, internal", v4, func(p *Peer, o *open) { p.PeerASN, o.asn, o.id = 65001, 65001, p.RouterID }, "sent NOTIFICATION 2/3"},
+		{"IPv6 next hops", v6, func(p *Peer, o *open) { p.DualStack, o.v4over6 = true, true }, "external, families [true false], IPv6 next hops, hold 1m30s, keepalive 30s"},
+		{"IPv6 next hops on one side", v6, func(p *Peer, _ *open) { p.DualStack = true }, "external, families [true false], hold 1m30s, keepalive 30s"},
+		{"IPv6 next hops over IPv4", v4, func(_ *Peer, o *open) { o.v4over6 = true }, "external, families [true false], hold 1m30s, keepalive 30s"},
+		{"another family", v6, func(*Peer, *open) {}, "sent NOTIFICATION 2/7"},
+	} {
+		p, theirs := (&router{addr: tt.remote}).peer(), routerOpen()
+		tt.edit(&p, &theirs)
+		a, err := p.agree(theirs, tt.remote)
+		got := fmt.Sprint(err)
+		if err == nil {
+			got = fmt.Sprintf("%s, families %v, %shold %s, keepalive %s", map[bool]string{true: "internal", false: "external"}[a.internal],
+				a.carries, map[bool]string{true: "IPv6 next hops, "}[a.v4over6], a.hold, a.keepalive)
+		}
+		if !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
 	}
 }
