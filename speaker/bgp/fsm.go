@@ -406,10 +406,9 @@ func (m *machine) sync(leaving bool) error {
 	for f := range m.rib.again {
 		m.rib.again[f] = m.conn.refresh[f].Swap(false) || m.rib.again[f]
 	}
-	hops, noHop := m.rib.hops, m.conn.noHop
+	hops := m.rib.hops
 	if on, known := neighbours(addrs, m.conn.local.Addr(), m.conn.link); known || hops == (nextHops{}) {
-		hops, noHop = chooseNextHops(m.conn.local.Addr(), on, want.Options, m.agreed)
-		m.conn.noHop = noHop
+		hops, m.conn.noHop = chooseNextHops(m.conn.local.Addr(), on, want.Options, m.agreed)
 	} // else the address of the session itself is gone, and soon the session
 	before := m.out[bgp.BGP_MSG_UPDATE].Load()
 	if err := m.rib.sync(routes, hops, leaving, m.send); err != nil {
