@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/explain"
 	"github.com/clarionlb/clarion/internal/snapshot"
@@ -253,6 +254,13 @@ func (c *conditions) decide(ctx context.Context, now time.Time) (touched map[obj
 	}
 	touched, c.queued = c.queued, map[objectKey]time.Duration{}
 	return touched, again, nil
+}
+
+// claims asks about the claims of Services on an address, with their endpoints.
+func (c *conditions) claims(addr netip.Addr, ask func([]announce.Claim)) {
+	c.snapshot.Lock()
+	defer c.snapshot.Unlock()
+	ask(c.snapshot.ClaimsOn(addr))
 }
 
 // configured takes in what there is to be said of the configuration objects, and queues them all.

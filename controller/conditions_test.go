@@ -353,7 +353,7 @@ func TestSpeakerChanges(t *testing.T) {
 func quarantines(t *testing.T, count int) *services {
 	t.Helper()
 	s := &services{
-		memory: newMemory(), log: slog.New(slog.DiscardHandler),
+		memory: newMemory(), log: slog.New(slog.DiscardHandler), claims: func(_ netip.Addr, ask func([]announce.Claim)) { ask(nil) },
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]()),
 	}
 	t.Cleanup(s.queue.ShutDown)
@@ -428,6 +428,22 @@ func TestBeforeUse(t *testing.T) {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestBeforeUseLocal: of the address of a Service with externalTrafficPolicy Local only nodes with endpoints of it have a word.
+func TestBeforeUseLocal(t *testing.T) {
+	s := quarantines(t, 1)
+	addr := netip.MustParseAddr("192.0.2.0")
+	svc := &announce.Service{Namespace: "default", Name: "s0", LocalExternal: true, Endpoints4: announce.Endpoints{Ready: map[string]int{"a": 1}}}
+	s.claims = func(a netip.Addr, ask func([]announce.Claim)) {
+		ask([]announce.Claim{{Service: svc, Type: v1beta1.AddressLoadBalancerIP}})
+	}
+	for _, tt := range []struct{ node, want string }{{"b", "[]"}, {"a", "[192.0.2.0]"}} {
+		s.quarantine([]claim{{node: tt.node, addr: addr}})
+		if got := fmt.Sprint(s.usage()["lan"].Quarantined); got != tt.want {
+			t.Errorf("on the word of %s: %s, want %s", tt.node, got, tt.want)
+		}
 	}
 }
 

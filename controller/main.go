@@ -151,7 +151,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return fmt.Errorf("leases: %w", err)
 		}
 		l := newLease(leases.Leases(o.namespace), identity, map[string]string{
-			v1beta1.AnnotationClass: o.class.name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.byDefault), v1beta1.AnnotationVersion: version.String(),
+			v1beta1.AnnotationClass: o.class.name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.byDefault),
+			v1beta1.AnnotationIgnoreExcludeLabel: strconv.FormatBool(o.ignoreExclude), v1beta1.AnnotationVersion: version.String(),
 		}, o.lease)
 		holds, elect = l.holds, func(ctx context.Context, lead func(context.Context)) error { return l.elect(ctx, log, lead) }
 	}
@@ -170,7 +171,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("conditions: %w", err)
 	}
-	conds.found = svcs.isAnnounced
+	conds.found, svcs.claims = svcs.isAnnounced, conds.claims
 	synced := make(chan struct{})
 	err = errors.Join(
 		mgr.AddHealthzCheck("alive", healthz.Ping),

@@ -15,6 +15,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
@@ -66,20 +67,47 @@ func wasAnnounced(svc *corev1.Service, now time.Time) bool {
 func (s *services) isAnnounced(addr netip.Addr, of key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.announced[addr] = of
+	s.note(addr, of)
+}
+
+func (s *services) note(addr netip.Addr, of key) {
+	if s.announced[addr] != of {
+		s.announced[addr] = of
+		s.announces[of] = append(s.announces[of], addr)
+	}
+}
+
+// forget forgets what isAnnounced took in of a Service. s.mu must be held.
+func (s *services) forget(of key) {
+	for _, addr := range s.announces[of] {
+		if s.announced[addr] == of {
+			delete(s.announced, addr)
+		}
+	}
+	delete(s.announces, of)
 }
 
 // counts says whether an address goes into quarantine for a claim. The node has to be one that may announce it by plan, and
 // the Services that have it must not have been announced with it. s.mu must be held.
 func (s *services) counts(c claim) bool {
 	holders := s.table.Holders(c.addr)
-	may := false
+	if len(holders) == 0 || s.plan == nil {
+		return false
+	}
+	var claims []announce.Claim // without endpoints, should the cache not know of the Service's address yet
 	for _, r := range holders {
 		if s.announced[c.addr] == r.Service {
 			return false
 		}
-		may = may || s.plan != nil && s.plan.May(c.addr, claimsOf(r), c.node)
+		claims = append(claims, claimsOf(r)...)
 	}
+	may := false
+	s.claims(c.addr, func(known []announce.Claim) {
+		if len(known) > 0 {
+			claims = known
+		}
+		may = s.plan.May(c.addr, claims, c.node)
+	})
 	return may
 }
 

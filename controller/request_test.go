@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -131,4 +132,28 @@ func FuzzAnnotations(f *testing.F) {
 			seen[p] = true
 		}
 	})
+}
+
+// TestFieldsAbsent: Services of an API server that does not have the fields that are deprecated, or are new.
+func TestFieldsAbsent(t *testing.T) {
+	for _, tt := range []struct{ name, object, want string }{
+		{"no externalIPs, no loadBalancerIP", `{"metadata":{"namespace":"default","name":"web"},"spec":{"type":"LoadBalancer","clusterIP":"10.96.0.1","clusterIPs":["10.96.0.1"],"ipFamilies":["IPv4"],
+			"ports":[{"port":80}]},"status":{"loadBalancer":{"ingress":[{"ip":"203.0.113.1"}]}}}`, "families [IPv4] has [203.0.113.1] holds []"},
+		{"null", `{"metadata":{"namespace":"default","name":"web"},"spec":{"type":"LoadBalancer","clusterIPs":["10.96.0.1"],"externalIPs":null,"loadBalancerIP":""},"status":{"loadBalancer":{}}}`, "families [IPv4] has [] holds []"},
+		{"nothing", `{"metadata":{"namespace":"default","name":"web"},"spec":{"type":"LoadBalancer"}}`, "families [] has [] holds []"},
+		{"as they were", `{"metadata":{"namespace":"default","name":"web"},"spec":{"type":"LoadBalancer","clusterIPs":["10.96.0.1"],"externalIPs":["192.0.2.1"]}}`, "families [IPv4] has [] holds [192.0.2.1]"},
+	} {
+		svc := &corev1.Service{}
+		if err := json.Unmarshal([]byte(tt.object), svc); err != nil {
+			t.Fatal(err)
+		}
+		o, err := trimService(svc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := class{v1beta1.LoadBalancerClass, true}.request(o.(*corev1.Service), nil)
+		if got := fmt.Sprintf("families %v has %v holds %v", r.Families, r.Current, r.Held); got != tt.want || r.Problem != "" {
+			t.Errorf("%s: %s, problem %q; want %s", tt.name, got, r.Problem, tt.want)
+		}
+	}
 }

@@ -66,6 +66,7 @@ type services struct {
 	log      *slog.Logger
 	changed  func()                                                               // called when the pools' numbers may have changed
 	waits    func()                                                               // called when a Service waits for a pool's numbers to be written
+	claims   func(netip.Addr, func([]announce.Claim))                             // asks about those on an address, as the cache has them
 	pools    func(context.Context) (*v1beta1.IPAddressPoolList, *pool.Set, error) // as the cache has them
 
 	queued chan struct{} // closed when there is a queue
@@ -77,6 +78,8 @@ type services struct {
 	leads  bool              // a standby decides nothing
 	loaded bool
 	memory
+
+	loading sync.Mutex // held while load reads
 }
 
 // memory is what a controller knows while it leads, and forgets when it no longer does: another one writes then.
@@ -88,13 +91,14 @@ type memory struct {
 	contests   map[key]*contest                    // Services whose addresses somebody else rewrites
 	poolCounts map[string]*count                   // by pool
 	announced  map[netip.Addr]key                  // addresses that were announced, and for which Service last
+	announces  map[key][]netip.Addr                // the same by Service
 	reports    map[string]map[netip.Addr]time.Time // by node: the addresses that are in quarantine on its word, and since when it is silent
 }
 
 func newMemory() memory {
 	return memory{
 		table: ipam.NewTable(), versions: map[key]string{}, failures: map[key]failure{}, contests: map[key]*contest{}, poolCounts: map[string]*count{},
-		announced: map[netip.Addr]key{}, reports: map[string]map[netip.Addr]time.Time{},
+		announced: map[netip.Addr]key{}, announces: map[key][]netip.Addr{}, reports: map[string]map[netip.Addr]time.Time{},
 	}
 }
 
@@ -207,9 +211,12 @@ func (s *services) lead(ctx context.Context, leads bool) error {
 // load fills the Table, once in a term, before anything is decided: with the pools, then with the Services as the API server has
 // them now. The cache may lag behind what the leader before wrote.
 func (s *services) load(ctx context.Context) error {
+	s.loading.Lock()
+	defer s.loading.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.loaded {
+	loaded, table := s.loaded, s.table
+	s.mu.Unlock()
+	if loaded {
 		return nil
 	}
 	start := time.Now()
@@ -226,7 +233,7 @@ func (s *services) load(ctx context.Context) error {
 		return err
 	}
 	var reqs []ipam.Request
-	versions := map[key]string{}
+	versions, announced := map[key]string{}, map[key][]netip.Addr{}
 	for token := ""; ; {
 		var page corev1.ServiceList
 		if err := s.live.List(ctx, &page, &client.ListOptions{
@@ -250,9 +257,7 @@ func (s *services) load(ctx context.Context) error {
 			}
 			versions[r.Service] = svc.ResourceVersion
 			if wasAnnounced(svc, start) {
-				for _, a := range r.Current {
-					s.announced[a] = r.Service
-				}
+				announced[r.Service] = r.Current
 			}
 			reqs = append(reqs, r)
 		}
@@ -270,6 +275,16 @@ func (s *services) load(ctx context.Context) error {
 			if _, known := versions[client.ObjectKeyFromObject(svc)]; !known {
 				reqs = append(reqs, s.class.request(svc, nil))
 			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.table != table {
+		return errNotLeader // in this term
+	}
+	for of, addrs := range announced {
+		for _, a := range addrs {
+			s.note(a, of)
 		}
 	}
 	now := time.Now()
@@ -615,7 +630,7 @@ func (s *services) gone(ctx context.Context, k key) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.table.Release(k, time.Now())
-	maps.DeleteFunc(s.announced, func(_ netip.Addr, of key) bool { return of == k })
+	s.forget(k)
 	delete(s.versions, k)
 	delete(s.failures, k)
 	delete(s.contests, k)

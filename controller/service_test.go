@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -22,13 +24,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/announce"
 )
 
 // newServices is a reconciler, already loaded, with pools and nothing else.
 func newServices(t *testing.T, cached client.Client, live client.Reader, pools ...v1beta1.IPAddressPool) *services {
 	s := &services{
 		client: cached, live: live, class: class{v1beta1.LoadBalancerClass, true}, leads: true, holds: func() bool { return true },
-		events: events.NewFakeRecorder(100), log: slog.New(slog.DiscardHandler), changed: func() {}, waits: func() {},
+		events: events.NewFakeRecorder(100), log: slog.New(slog.DiscardHandler), changed: func() {}, waits: func() {}, claims: func(_ netip.Addr, ask func([]announce.Claim)) { ask(nil) },
 		loaded: true, turns: newTurns(), born: map[key]time.Time{}, told: map[key]types.UID{}, memory: newMemory(),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]()),
 	}
@@ -192,5 +195,28 @@ func TestSeenForgets(t *testing.T) {
 		if !s.unseen(svc) || len(s.born) > 0 {
 			t.Errorf("still waiting: %v", s.born)
 		}
+	}
+}
+
+// BenchmarkGone is the deletion of all of so many Services that were announced, one by one.
+func BenchmarkGone(b *testing.B) {
+	for _, n := range []int{100, 1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				s := &services{memory: newMemory()}
+				var names []key
+				for i := range n {
+					names = append(names, key{Name: fmt.Sprint(i)})
+					s.isAnnounced(netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)}), names[i])
+				}
+				for _, k := range names {
+					s.forget(k)
+				}
+				if len(s.announced)+len(s.announces) > 0 {
+					b.Fatalf("%d addresses are not forgotten", len(s.announced))
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/Service")
+		})
 	}
 }

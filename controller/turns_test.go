@@ -172,7 +172,16 @@ func TestLoadBeside(t *testing.T) {
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(ours).WithObjects(ours, theirs, outside, &lan, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}}).
 		WithIndex(&corev1.Service{}, "spec.type", func(o client.Object) []string { return []string{string(o.(*corev1.Service).Spec.Type)} }).Build()
-	s := newServices(t, c, c)
+	// While it reads, nothing else waits for it.
+	var s *services
+	free := true
+	live := interceptor.NewClient(c, interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+		if free = free && s.mu.TryLock(); free {
+			s.mu.Unlock()
+		}
+		return c.List(ctx, list, opts...)
+	}})
+	s = newServices(t, c, live)
 	p := &pools{client: c, services: s, log: s.log}
 	s.pools = p.read
 	if err := s.lead(t.Context(), true); err != nil {
@@ -183,6 +192,9 @@ func TestLoadBeside(t *testing.T) {
 	}
 	if err := c.Get(t.Context(), client.ObjectKeyFromObject(ours), ours); err != nil || fmt.Sprint(ingressOf(ours)) != "[198.18.0.3]" {
 		t.Errorf("it was given %v, %v; want the first that nobody has and that does not rest", ingressOf(ours), err)
+	}
+	if !free {
+		t.Error("everything waits for the API server's lists")
 	}
 	// A standby gives nothing.
 	if err := s.lead(t.Context(), false); err != nil {

@@ -14,6 +14,9 @@ const (
 	AnnotationClass = "clarionlb.io/load-balancer-class"
 	// AnnotationDefaultClass on that Lease says whether it serves Services without a class: "true" or "false".
 	AnnotationDefaultClass = "clarionlb.io/default-class"
+	// AnnotationIgnoreExcludeLabel on that Lease says whether nodes with the label
+	// node.kubernetes.io/exclude-from-external-load-balancers announce too: "true" or "false".
+	AnnotationIgnoreExcludeLabel = "clarionlb.io/ignore-exclude-label"
 	// AnnotationVersion on that Lease is the controller's version.
 	AnnotationVersion = "clarionlb.io/version"
 

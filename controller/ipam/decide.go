@@ -3,6 +3,7 @@ package ipam
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
@@ -59,9 +60,9 @@ func (t *Table) judge(i id, a netip.Addr, now time.Time) judged {
 		}
 	}
 	if t.quarantined(a) {
-		refuse(v1beta1.ReasonAddressQuarantined, "a foreign host on the local network uses it, or did so a short while ago")
+		refuse(v1beta1.ReasonAddressQuarantined, foreignHost+"it, or did so a short while ago")
 		if r.requested(pool.FamilyOf(a)) != a {
-			j.lost = "a foreign host on the local network uses " + a.String()
+			j.lost = foreignHost + a.String()
 		}
 	}
 	t.judgeTenants(i, &j)
@@ -268,10 +269,7 @@ func (t *Table) commit(i id, plans *[2]plan, now time.Time) {
 		if p.keep.addr.IsValid() {
 			continue
 		}
-		if p.lost != "" && s.notice != "" {
-			p.lost = "; " + p.lost
-		}
-		s.notice += p.lost
+		s.notices = s.notices.and(p.lost)
 		t.drop(i, pool.Family(f), now)
 	}
 	if !all && s.req.RequireAll && s.have == [2]holding{} {
@@ -284,6 +282,33 @@ func (t *Table) commit(i id, plans *[2]plan, now time.Time) {
 			plans[f].keep.out = ""
 		}
 	}
+}
+
+const foreignHost = "a foreign host on the local network uses "
+
+// notices are why a Service lost what it had, since its status was written.
+type notices []string
+
+func (n notices) and(text string) notices {
+	if text == "" || slices.Contains(n, text) {
+		return n
+	}
+	return append(n, text)
+}
+
+func (n notices) String() string {
+	var b strings.Builder
+	for i, text := range n {
+		addr, again := strings.CutPrefix(text, foreignHost)
+		switch {
+		case i > 0 && again && strings.HasPrefix(n[i-1], foreignHost):
+			text = " and " + addr
+		case i > 0:
+			text = "; " + text
+		}
+		b.WriteString(text)
+	}
+	return b.String()
 }
 
 // result is how a request stands after its plans were committed. Reason and detail are what is wrong with it in itself.
@@ -394,7 +419,7 @@ func (t *Table) claim(i id, a netip.Addr, now time.Time) bool {
 			continue
 		}
 		if o.older(&s.req) {
-			s.notice = a.String() + " belongs to " + t.name(j, &s.req) + ", which is older"
+			s.notices = notices{a.String() + " belongs to " + t.name(j, &s.req) + ", which is older"}
 			return false
 		}
 		evicted = append(evicted, j)
@@ -402,7 +427,7 @@ func (t *Table) claim(i id, a netip.Addr, now time.Time) bool {
 	f := pool.FamilyOf(a)
 	for _, j := range evicted {
 		if t.services[j].have[f].addr == a {
-			t.services[j].notice = a.String() + " belongs to " + t.name(i, &t.services[j].req) + ", which is older"
+			t.services[j].notices = notices{a.String() + " belongs to " + t.name(i, &t.services[j].req) + ", which is older"}
 			t.drop(j, f, now)
 			t.redo = append(t.redo, j)
 		}

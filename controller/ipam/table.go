@@ -65,14 +65,14 @@ type Table struct {
 type id int32
 
 type service struct {
-	req    Request
-	have   [2]holding   // by family
-	sent   []netip.Addr // what Assign returned last, until it is in the Service's status, or Assign is asked again
-	left   []netip.Addr // moved away from, but in the Service's status, or sent to be in it
-	result Result
-	notice string
-	waits  []wait
-	dirty  bool
+	req     Request
+	have    [2]holding   // by family
+	sent    []netip.Addr // what Assign returned last, until it is in the Service's status, or Assign is asked again
+	left    []netip.Addr // moved away from, but in the Service's status, or sent to be in it
+	result  Result
+	notices notices
+	waits   []wait
+	dirty   bool
 }
 
 // holding is an address and the pool that it belongs to, or did last.
@@ -225,7 +225,7 @@ func (t *Table) Assign(req Request, now time.Time) Result {
 	t.settle(now)
 	s := &t.services[i]
 	res := s.result
-	res.Notice = s.notice
+	res.Notice = s.notices.String()
 	s.sent = res.Addresses()
 	return res
 }
@@ -237,7 +237,7 @@ func (t *Table) Published(key types.NamespacedName, current []netip.Addr, now ti
 		return
 	}
 	s := &t.services[i]
-	s.req.Current, s.req.Managed, s.notice, s.sent = current, true, "", nil
+	s.req.Current, s.req.Managed, s.notices, s.sent = current, true, nil, nil
 	for f := range s.have {
 		h := &s.have[f]
 		h.shown = h.shown || slices.Contains(current, h.addr)
@@ -337,7 +337,7 @@ func (t *Table) store(req *Request, now time.Time) id {
 		for f := range s.have {
 			t.drop(i, pool.Family(f), now)
 		}
-		s.result, s.notice = Result{}, ""
+		s.result, s.notices = Result{}, nil
 	}
 	t.leave(i, now)
 	return i
