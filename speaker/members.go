@@ -41,7 +41,7 @@ type membership struct {
 	membershipConfig
 	restart  chan struct{}                          // there is a cluster to run, in place of the one before
 	hardware atomic.Pointer[map[layer2.MAC]station] // what is known to be a node's
-	restarts atomic.Pointer[map[string]bool]        // nodes whose speakers say that they restart
+	restarts atomic.Pointer[map[string]time.Time]   // nodes whose speakers say that they restart, and when they left the group, zero if they have not
 
 	mu       sync.Mutex
 	cluster  *members.Cluster        // nil until it is known at which address, with which keys, and what to tell
@@ -83,7 +83,7 @@ func newMembership(config membershipConfig) *membership {
 	}
 	m.members.OnChange = func() { m.take(m.view()) }
 	m.hardware.Store(&map[layer2.MAC]station{})
-	m.restarts.Store(&map[string]bool{})
+	m.restarts.Store(&map[string]time.Time{})
 	return m
 }
 
@@ -252,10 +252,18 @@ func (m *membership) nodeOf(mac layer2.MAC) string {
 	return s.node
 }
 
-// restarting says whether the speaker of the node that has a hardware address says that it restarts. It takes no lock.
+// endTime is how long a speaker that restarts may still answer after it has left the group.
+const endTime = 5 * time.Second
+
+// restarting says whether the speaker of the node that has a hardware address says that it restarts, or has just said so
+// and left. It takes no lock.
 func (m *membership) restarting(mac layer2.MAC) bool {
 	restarts := *m.restarts.Load()
-	return len(restarts) > 0 && restarts[m.nodeOf(mac)]
+	if len(restarts) == 0 {
+		return false
+	}
+	left, ok := restarts[m.nodeOf(mac)]
+	return ok && (left.IsZero() || time.Since(left) < endTime)
 }
 
 // addressesOf are those of the node that has a hardware address.
@@ -384,11 +392,11 @@ func (m *membership) take(view members.View) {
 		m.mu.Unlock()
 		return // it joins again, with another address: what was known stays until it knows more
 	}
-	alive, ready, known, here, moved, restarts := map[string]snapshot.Member{}, false, false, map[string]bool{}, false, map[string]bool{}
+	alive, ready, known, here, moved, restarts := map[string]snapshot.Member{}, false, false, map[string]bool{}, false, map[string]time.Time{}
 	for _, one := range view.Members {
 		here[one.Name] = true
 		if one.Meta.Restarting {
-			restarts[one.Name] = true
+			restarts[one.Name] = time.Time{}
 		}
 		if at := one.Addr.Addr(); m.met[one.Name] != at && m.nodes[one.Name] != nil {
 			m.met[one.Name], moved = at, true
@@ -413,6 +421,14 @@ func (m *membership) take(view members.View) {
 		}
 	}
 	m.alive, m.joined = alive, view.Joined
+	for name, left := range *m.restarts.Load() {
+		if left.IsZero() {
+			left = time.Now()
+		}
+		if !here[name] && time.Since(left) < endTime {
+			restarts[name] = left
+		}
+	}
 	m.restarts.Store(&restarts)
 	if moved && m.cluster != nil {
 		m.cluster.SetPeers(m.peers())

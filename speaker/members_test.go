@@ -263,8 +263,17 @@ func TestHardwareAddresses(t *testing.T) {
 		if got := m.addressesOf(one); !m.restarting(one) || m.restarting(two) || len(got) != 1 {
 			t.Errorf("node2 restarts: %t, another one: %t, addresses %v", m.restarting(one), m.restarting(two), got)
 		}
-		if m.take(alive("node2", one)); m.restarting(one) {
+		m.take(members.View{Joined: true})
+		m.take(members.View{Joined: true})
+		if !m.restarting(one) {
+			t.Error("node2 has left, and may answer for a moment")
+		}
+		if time.Sleep(endTime); m.restarting(one) {
 			t.Error("node2 restarts for ever")
+		}
+		m.take(restarting)
+		if m.take(alive("node2", one)); m.restarting(one) {
+			t.Error("node2 restarts though it is back")
 		}
 		m.setStations("node3", []layer2.MAC{one})
 		want("another one claims it", one, "node2", 1)
