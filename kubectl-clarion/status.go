@@ -245,8 +245,10 @@ func (c *cluster) problems() []problem {
 		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionConflict, metav1.ConditionTrue); ok {
 			add(o.name, "%s", why)
 		}
-		if why, ok := conditionMessage(o.conditions, v1beta1.ConditionGuarded, metav1.ConditionFalse); ok {
-			add(o.name, "%s", why)
+		for _, what := range []string{v1beta1.ConditionGuarded, v1beta1.ConditionProxyAnswers} {
+			if why, ok := conditionMessage(o.conditions, what, metav1.ConditionFalse); ok {
+				add(o.name, "%s", why)
+			}
 		}
 	}
 	for _, node := range c.nodes {

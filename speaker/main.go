@@ -237,8 +237,9 @@ func newSpeaker(o options, profile members.Profile, c client.Client, ca cache.Ca
 		config.asks = func(ctx context.Context, at netip.AddrPort) bool {
 			ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 			defer cancel()
-			return askProxy("http://" + at.String() + "/healthz")(ctx)
+			return askProxy("http://" + at.String() + "/healthz")(ctx).ok
 		}
+		config.synced = askProxy(o.proxyHealthURL)
 	}
 	if o.guard {
 		config.guard = s.guard

@@ -32,7 +32,8 @@ func (p role) equal(q role) bool {
 var confirm = layer2.Probe{Count: 3, Interval: 30 * time.Millisecond}
 
 // leaving is the rank for an address that this node answers for though two others come before it: until one of them is
-// heard to answer, so that a move leaves no gap, or for as long as it can serve it, if the address does not fail back.
+// heard to answer, so that a move leaves no gap, or for as long as it can serve it, if the address does not fail back. From
+// endpoints that terminate it can, until they are gone.
 const leaving = 2
 
 // decideLayer2 says whether this node's part in answering for an address on the local network has changed.
@@ -52,7 +53,13 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 		defer func() { r.known[addr] = true }()
 	}
 	claims := s.ClaimsOn(addr)
-	if rank == leaving && !(had && s.View().Can(addr, claims, r.node) && r.answers(addr)) {
+	if !had && rank != leaving && !r.ready(addr, claims) {
+		return false
+	}
+	stays := func() bool {
+		return s.View().Can(addr, claims, r.node) || s.View().Leaves(r.node, addr, claims)
+	}
+	if rank == leaving && !(had && stays() && r.answers(addr)) {
 		if !had {
 			return false
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -27,12 +28,12 @@ func TestProxyHealthIsReportedOnChange(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			asked := 0
 			got := ""
-			watchProxy(ctx, func(context.Context) bool {
+			watchProxy(ctx, func(context.Context) proxyHealth {
 				if asked++; asked > len(tt.answers) {
 					cancel()
-					return true
+					return proxyHealth{ok: true}
 				}
-				return tt.answers[asked-1] == '+'
+				return proxyHealth{ok: tt.answers[asked-1] == '+'}
 			}, 15*time.Second, func(healthy bool) {
 				got += fmt.Sprint(" ", asked-1, map[bool]string{true: "+", false: "-"}[healthy])
 			})
@@ -45,19 +46,37 @@ func TestProxyHealthIsReportedOnChange(t *testing.T) {
 }
 
 func TestAskProxy(t *testing.T) {
-	status := 0
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	status, body := 0, ""
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}))
 	ask := askProxy(srv.URL)
+	now := time.Now()
+	at := func(d time.Duration) string { return now.Add(d).Format(time.RFC3339Nano) }
 	for _, tt := range []struct {
-		status int
-		want   bool
-	}{{200, true}, {503, false}, {404, false}} {
-		if status = tt.status; ask(t.Context()) != tt.want {
-			t.Errorf("status %d: want healthy=%v", tt.status, tt.want)
+		status       int
+		body         string
+		healthy, has bool // has: what was learned now is in the rules for IPv4
+	}{
+		{200, "", true, true},
+		{503, "", false, true},
+		{404, "", false, true},
+		{200, `{"lastUpdated": "` + at(0) + `", "currentTime": "` + at(0) + `", "nodeEligible": true}`, true, true},             // Kubernetes 1.33
+		{200, `{"lastUpdated": "` + at(0) + `", "healthy": true}`, false, false},                                                // before the first rules
+		{200, `{"healthy": true, "status": {"IPv4": {"lastUpdated": "` + at(-time.Second) + `"}}}`, true, false},                // older
+		{200, `{"healthy": true, "status": {"IPv6": {"lastUpdated": "` + at(time.Second) + `"}}}`, true, false},                 // of the other family
+		{200, `{"healthy": true, "status": {"IPv4": {"lastUpdated": "` + at(time.Second) + `", "healthy": true}}}`, true, true}, // newer
+		{503, `{"healthy": false, "status": {"IPv4": {"lastUpdated": "` + at(-time.Hour) + `"}}}`, false, true},                 // late: it is gated
+		{200, `{"status": "fine"}`, true, true}, // another proxy's words
+	} {
+		status, body = tt.status, tt.body
+		if h := ask(t.Context()); h.healthy() != tt.healthy || h.has(netip.MustParseAddr("192.0.2.1"), now) != tt.has {
+			t.Errorf("status %d, %s: healthy %t, has it %t", status, body, h.healthy(), h.has(netip.MustParseAddr("192.0.2.1"), now))
 		}
 	}
 	srv.Close()
-	if ask(t.Context()) {
+	if ask(t.Context()).healthy() {
 		t.Error("a proxy that does not listen is taken for healthy")
 	}
 }

@@ -3,85 +3,117 @@ package main
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/announce"
 )
 
-// A node that gets its first endpoint of a Service with policy Local must not draw traffic before its Service proxy has
-// the rules for it, which it may write a second after the EndpointSlice. kube-proxy says so at the Service's
-// healthCheckNodePort. It is asked while that is not known, and not any more once the node announces the Service.
+// A node must not draw traffic for what its Service proxy has no rules for yet, which it may write a second after the
+// EndpointSlice. For a Service with policy Local, kube-proxy says so at the Service's healthCheckNodePort; of others it says
+// only when it last wrote rules. It is asked for what has become servable of late, and not any more once it is known.
 const (
 	readyInterval = 20 * time.Millisecond
 	readyTimeout  = time.Second
-	readyLimit    = 3 * time.Second // then it is announced anyway: another Service proxy may not have the port
+	readyLimit    = 3 * time.Second         // then it is announced anyway: another Service proxy may not have the port
+	syncLimit     = 1500 * time.Millisecond // kube-proxy rests a second between two times, and may have been faster than this node
 )
 
-// asked is a port where the Service proxy is asked, or was.
-type asked struct {
-	serves bool                // it does, or has had its time to say so
-	wait   map[netip.Addr]bool // the addresses to decide again then
+// fitness is what is known of an address that this node can serve, as far as endpoints say.
+type fitness struct {
+	since time.Time
+	ready bool // the Service proxy serves it, or has had its time
+}
+
+// asked is a question to the Service proxy that is being asked.
+type asked map[netip.Addr]*fitness
+
+// seeFit takes in whether this node can serve an address. s.snapshot is locked, as for ready.
+func (r *reconciler) seeFit(addr netip.Addr) {
+	can := slices.ContainsFunc(r.snapshot.ClaimsOn(addr), func(c announce.Claim) bool { return c.ServedBy(addr, r.node) })
+	switch f := r.fit[addr]; {
+	case !can:
+		delete(r.fit, addr)
+		delete(r.unproven, addr)
+	case f == nil: // what was announced before a restart goes on
+		r.fit[addr] = &fitness{since: time.Now(), ready: r.first}
+	}
 }
 
 // ready says whether the node's Service proxy serves one of the claims on an address. If that is not known, it is asked,
-// and the address decided again when it has answered. s.snapshot is locked.
+// and the address decided again when it has answered.
 func (r *reconciler) ready(addr netip.Addr, claims []announce.Claim) bool {
-	if r.asks == nil || r.first {
-		return true // what was announced before a restart goes on
-	}
-	node := r.snapshot.Node(r.node)
-	if len(node.Addresses) == 0 {
+	f, node := r.fit[addr], r.snapshot.Node(r.node)
+	if f == nil || f.ready || r.asks == nil || r.synced == nil || len(node.Addresses) == 0 {
 		return true
 	}
 	var ports []uint16
 	for _, c := range claims {
 		if c.Type != v1beta1.AddressLoadBalancerIP || !c.Service.LocalExternal || c.Service.HealthPort == 0 {
-			return true
+			ports = []uint16{0} // no port: when it last wrote rules
+			break
 		}
 		ports = append(ports, c.Service.HealthPort)
 	}
-	serves := len(ports) == 0
 	for _, port := range ports {
+		limit := readyLimit
+		if port == 0 {
+			limit = syncLimit
+		}
+		if f.ready = f.ready || time.Since(f.since) >= limit; f.ready {
+			return true
+		}
 		a := r.asked[port]
 		if a == nil {
-			a = &asked{wait: map[netip.Addr]bool{}}
+			a = asked{}
 			r.asked[port] = a
-			go r.askReady(a, netip.AddrPortFrom(node.Addresses[0], port))
+			go r.ask(a, netip.AddrPortFrom(node.Addresses[0], port))
 		}
-		a.wait[addr] = true
-		serves = serves || a.serves
+		a[addr] = f
 	}
-	return serves
+	return false
 }
 
-// askReady asks until the Service proxy serves the Service at its port, or readyLimit is over.
-func (r *reconciler) askReady(a *asked, at netip.AddrPort) {
-	ctx, cancel := context.WithTimeout(context.Background(), readyLimit)
-	defer cancel()
+// ask asks until the Service proxy serves the Service at its port, or, where that is 0, everything that was asked for
+// has been there when it last wrote its rules; or until the time is up.
+func (r *reconciler) ask(a asked, at netip.AddrPort) {
 	tick := time.NewTicker(readyInterval)
 	defer tick.Stop()
-	for ctx.Err() == nil && !r.asks(ctx, at) {
-		select {
-		case <-ctx.Done():
-			r.log.Warn("the Service proxy does not say that it serves a Service from endpoints of its own; it is announced all the same", "asked", at, "for", readyLimit)
-		case <-tick.C:
+	for {
+		var health proxyHealth
+		serves := false
+		if at.Port() == 0 {
+			health = r.synced(context.Background())
+		} else {
+			serves = r.asks(context.Background(), at)
 		}
-	}
-	r.snapshot.Lock()
-	a.serves = true
-	for addr := range a.wait {
-		r.snapshot.Mark(addr)
-	}
-	r.snapshot.Unlock()
-	r.poke()
-}
-
-// forgetReady makes the Service proxy be asked again before the address is announced again.
-func (r *reconciler) forgetReady(claims []announce.Claim) {
-	for _, c := range claims {
-		if a := r.asked[c.Service.HealthPort]; a != nil && a.serves {
-			delete(r.asked, c.Service.HealthPort)
+		r.snapshot.Lock()
+		all := len(a)
+		for addr, f := range a {
+			late := at.Port() != 0 && !serves && time.Since(f.since) >= readyLimit
+			switch {
+			case at.Port() == 0 && !health.has(addr, f.since), at.Port() != 0 && !serves && !late:
+				continue
+			case late && r.fit[addr] == f:
+				r.unproven[addr] = at.Port()
+				r.log.Warn("the Service proxy does not say that it serves a Service from endpoints of its own; it is announced all the same", "address", addr, "asked", at, "for", readyLimit)
+			}
+			f.ready = true
+			r.snapshot.Mark(addr)
+			delete(a, addr)
 		}
+		left := len(a)
+		if left == 0 {
+			delete(r.asked, at.Port())
+		}
+		r.snapshot.Unlock()
+		if left < all {
+			r.poke()
+		}
+		if left == 0 {
+			return
+		}
+		<-tick.C
 	}
 }

@@ -32,25 +32,24 @@ func TestLocalServiceThatMoves(t *testing.T) {
 			questions.Add(1)
 			return serves.Load()
 		}
+		w.r.synced = func(context.Context) proxyHealth { return proxyHealth{ok: true} }
 		local := func(name string, addrs ...string) *corev1.Service {
 			s := svc(name, addrs...)
 			s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, 30080
 			return s
 		}
-		on := func(service string, v6 bool, ready []string, terminating ...string) *discoveryv1.EndpointSlice {
+		on := func(service string, v6 bool, ready []string, ends ...string) *discoveryv1.EndpointSlice {
 			es := endpoints(service, ready...)
-			yes, no := true, false
-			for _, n := range terminating {
-				es.Endpoints = append(es.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.244.0.2"}, NodeName: &n,
-					Conditions: discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}})
+			for _, n := range ends {
+				es.Endpoints = append(es.Endpoints, terminating(n))
 			}
 			if v6 {
 				es.Name, es.AddressType = es.Name+"6", discoveryv1.AddressTypeIPv6
 			}
 			return es
 		}
-		both := func(ready []string, terminating ...string) {
-			w.set(on("web", false, ready, terminating...), on("web", true, ready, terminating...))
+		both := func(ready []string, ends ...string) {
+			w.set(on("web", false, ready, ends...), on("web", true, ready, ends...))
 		}
 		expect := func(what string, n int) {
 			t.Helper()
@@ -97,5 +96,57 @@ func TestLocalServiceThatMoves(t *testing.T) {
 		expect("back, and it does not serve yet", 0)
 		time.Sleep(readyLimit)
 		expect("its time is up", 2)
+	})
+}
+
+// At layer 2 a node takes an address of a Service with policy Local, or stands by for it, when its Service proxy serves it;
+// and the one whose endpoint terminates goes on until somebody else is heard, or the endpoint is gone. A new Service with
+// policy Cluster waits until the proxy has written rules since.
+func TestLayer2ServiceThatMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var serves atomic.Bool
+		var wrote atomic.Int64
+		w := newWorld(t)
+		w.r.asks = func(context.Context, netip.AddrPort) bool { return serves.Load() }
+		w.r.synced = func(context.Context) proxyHealth {
+			h := proxyHealth{ok: true, Newer: new(bool)}
+			h.Status = map[string]struct {
+				LastUpdated time.Time `json:"lastUpdated"`
+			}{"IPv4": {time.Unix(0, wrote.Load())}}
+			return h
+		}
+		expect := func(what, l2 string) {
+			t.Helper()
+			synctest.Wait()
+			w.step()
+			w.want(what, l2, "")
+		}
+		w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a", "192.0.2.11"), node("b", "192.0.2.12"))
+		w.r.setJoined()
+		w.alive("a", "b")
+		local := svc("web", "192.0.2.1")
+		local.Spec.ExternalTrafficPolicy, local.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, 30080
+		w.set(local, endpoints("web", "b"))
+		expect("it is elsewhere", "")
+		w.set(endpoints("web", "a"))
+		expect("it comes here, and the proxy does not know", "")
+		serves.Store(true)
+		time.Sleep(readyInterval)
+		expect("the proxy serves it", "192.0.2.1")
+		w.answered = map[netip.Addr]bool{netip.MustParseAddr("192.0.2.1"): true}
+		moves := endpoints("web", "b")
+		moves.Endpoints = append(moves.Endpoints, terminating("a"))
+		w.set(moves)
+		expect("it moves away", "192.0.2.1 leaving")
+		w.set(endpoints("web", "b"))
+		expect("it is gone", "")
+
+		cluster := svc("other", "192.0.2.2")
+		w.set(cluster, endpoints("other", "b"))
+		expect("new, and the proxy has not written it", "")
+		time.Sleep(100 * time.Millisecond)
+		wrote.Store(time.Now().UnixNano())
+		time.Sleep(readyInterval)
+		expect("it has", "192.0.2.2 standby")
 	})
 }

@@ -51,9 +51,14 @@ type reconciler struct {
 	addrs    []netip.Addr             // the Node's when it last had some
 	id       netip.Addr               // the router ID where none is configured
 
-	woken atomic.Int64      // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
-	first bool              // nothing was known before this step
-	asked map[uint16]*asked // by port; see ready
+	woken  atomic.Int64            // when the first event came that no step has seen, in Unix nanoseconds; 0: there is none
+	first  bool                    // nothing was known before this step
+	fit    map[netip.Addr]*fitness // what this node could serve; see ready
+	asked  map[uint16]asked        // by port; see ready
+	leaves map[netip.Addr]bool     // announced from endpoints that terminate
+	// unproven are addresses that are announced though the Service proxy has not said in time that it serves them, with the
+	// port where it was asked.
+	unproven map[netip.Addr]uint16
 
 	unsent   atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
 	rankings sync.Map     // of each of roles
@@ -71,6 +76,7 @@ type reconcilerConfig struct {
 	}
 	bgp       interface{ Set([]bgp.Session) }
 	asks      func(context.Context, netip.AddrPort) bool // whether the Service proxy serves a Service, by its health check; nil: it is not asked
+	synced    func(context.Context) proxyHealth          // what the Service proxy says of itself; nil: it is not asked
 	guard     interface{ Set(guard.Want) }               // nil: nothing is guarded
 	events    events.EventRecorder
 	changed   func()                    // called after every step that changed something that the status shows
@@ -84,7 +90,7 @@ func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
 		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, roles: map[netip.Addr]role{},
 		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
-		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, asked: map[uint16]*asked{}, tables: newTables(),
+		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, fit: map[netip.Addr]*fitness{}, asked: map[uint16]asked{}, leaves: map[netip.Addr]bool{}, unproven: map[netip.Addr]uint16{}, tables: newTables(),
 	}
 }
 
@@ -224,12 +230,18 @@ func (r *reconciler) step(now time.Time) {
 	if me {
 		r.watchDraining(now)
 	}
+	for _, addr := range changes.Addrs {
+		r.seeFit(addr)
+	}
 	routes := changes.Addrs
 	if me = me || len(changes.Nodes) > 0 && s.View().Nodes[r.node].Gate != ""; me { // whether a gate withdraws depends on the others
 		r.decideRanges()
 		if !changes.All {
 			routes = s.All()
 		}
+	}
+	if !me && len(changes.Nodes) > 0 { // another one may have been the last way
+		routes = slices.AppendSeq(slices.Clone(routes), maps.Keys(r.heldDown))
 	}
 	r.answered = nil
 	bgpChanged, guarded := me, me // guarded: what packets come here for has changed

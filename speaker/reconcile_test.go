@@ -215,6 +215,13 @@ func endpoints(service string, nodes ...string) *discoveryv1.EndpointSlice {
 	return es
 }
 
+// terminating is an endpoint on a node that serves still, and is about to go.
+func terminating(node string) discoveryv1.Endpoint {
+	yes, no := true, false
+	return discoveryv1.Endpoint{Addresses: []string{"10.244.0.2"}, NodeName: &node,
+		Conditions: discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}}
+}
+
 func peer(name, addr string, edit func(*v1beta1.BGPPeer)) *v1beta1.BGPPeer {
 	p := &v1beta1.BGPPeer{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: v1beta1.BGPPeerSpec{MyASN: 64500, PeerASN: ptr(int64(64512)), PeerAddress: addr}}
 	if edit != nil {
@@ -475,32 +482,76 @@ func TestWeightsAreNotChangedTooOften(t *testing.T) {
 	}
 }
 
-// A Service whose endpoints come and go is withdrawn at once, and announced again only after a while.
+// A Service whose endpoints come and go is withdrawn at once, and announced again only after a while, but for one node of
+// those that can, so that there is always a way. A rollout is no such coming and going.
 func TestFlappingServiceIsHeldDown(t *testing.T) {
 	w := newWorld(t)
 	w.r.holddown = holddown.New[netip.Addr](time.Second, time.Minute)
-	w.set(lanPool(), node("a", "192.0.2.11"), svc("web", "192.0.2.1"), endpoints("web", "a"), peer("tor", "192.0.2.254", nil),
+	w.set(lanPool(), node("a", "192.0.2.11"), node("b", "192.0.2.12"), peer("tor", "192.0.2.254", nil),
 		&v1beta1.BGPAdvertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}})
+	members := func(others ...string) {
+		all := map[string]snapshot.Member{"a": {SessionUp: true}}
+		for _, o := range others {
+			all[o] = snapshot.Member{SessionUp: true}
+		}
+		w.r.snapshot.Lock()
+		w.r.snapshot.Members(all)
+		w.r.snapshot.Unlock()
+	}
+	members("b")
+	w.step()
+	leads, follows := netip.Addr{}, netip.Addr{}
+	for i := 1; !leads.IsValid() || !follows.IsValid(); i++ {
+		addr := netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})
+		w.set(svc("web", addr.String()), endpoints("web", "a", "b"))
+		w.r.snapshot.Lock()
+		if first := w.r.snapshot.View().Leads("a", addr, w.r.snapshot.ClaimsOn(addr)); first {
+			leads = addr
+		} else {
+			follows = addr
+		}
+		if w.r.snapshot.View().Leads("b", addr, w.r.snapshot.ClaimsOn(addr)) != (follows == addr) {
+			t.Errorf("%s has two first nodes, or none", addr)
+		}
+		w.r.snapshot.Unlock()
+	}
 	inf, _ := w.informers.FakeInformerFor(t.Context(), endpoints("web"))
-	now := w.now
-	at := func(after time.Duration, want bool, nodes ...string) {
+	at := func(addr netip.Addr, now time.Time, want bool, es *discoveryv1.EndpointSlice) {
 		t.Helper()
-		es := endpoints("web", nodes...)
 		inf.Update(es, es)
-		w.r.step(now.Add(after))
-		if got := len(w.r.exports) > 0; got != want {
-			t.Errorf("after %v: announced %v, want %v", after, got, want)
+		w.r.step(now)
+		if got := len(w.r.exports[addr]) > 0; got != want {
+			t.Errorf("after %v: %s is announced: %t, want %t", now.Sub(w.now), addr, got, want)
 		}
 	}
-	at(0, true, "a")
-	at(10*time.Millisecond, false)
-	at(20*time.Millisecond, false, "a")
-	if next := w.r.next(); !next.Equal(now.Add(1020 * time.Millisecond)) {
-		t.Errorf("next look %v later", next.Sub(now))
+	for _, addr := range []netip.Addr{leads, follows} {
+		w.set(svc("web", addr.String()), endpoints("web", "a", "b"))
+		now := w.now
+		at(addr, now, true, endpoints("web", "a", "b"))
+		at(addr, now.Add(10*time.Millisecond), false, endpoints("web"))
+		at(addr, now.Add(20*time.Millisecond), addr == leads, endpoints("web", "a", "b"))
+		if next := w.r.next(); addr == follows && !next.Equal(now.Add(1020*time.Millisecond)) {
+			t.Errorf("next look %v later", next.Sub(now))
+		}
 	}
-	w.r.step(now.Add(1020 * time.Millisecond))
-	if len(w.r.exports) == 0 {
-		t.Error("not announced when the time is up")
+	members()
+	if w.r.step(w.now.Add(30 * time.Millisecond)); len(w.r.exports[follows]) == 0 {
+		t.Error("the other node is dead, and there is no way")
+	}
+	members("b")
+	w.step()
+	w.set(svc("web", follows.String()), endpoints("web", "b"))
+	local := svc("web", follows.String())
+	local.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+	w.set(local)
+	w.r.holddown = holddown.New[netip.Addr](time.Second, time.Minute)
+	for i := range 7 {
+		now := w.now.Add(time.Duration(i) * 5 * time.Second)
+		at(follows, now, true, endpoints("web", "a", "b"))
+		es := endpoints("web", "b")
+		es.Endpoints = append(es.Endpoints, terminating("a"))
+		at(follows, now.Add(time.Second), true, es)
+		at(follows, now.Add(2*time.Second), false, endpoints("web", "b"))
 	}
 }
 

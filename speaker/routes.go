@@ -29,16 +29,20 @@ const weightInterval = 500 * time.Millisecond
 
 // decideBGP says whether what this node announces to its peers for an address has changed.
 func (r *reconciler) decideBGP(addr netip.Addr, claims []announce.Claim, now time.Time) bool {
-	exports := r.snapshot.View().ForBGP(r.node, addr, claims).Exports
-	switch {
-	case len(exports) == 0:
-		r.forgetReady(claims)
-	case len(r.exports[addr]) == 0 && !r.ready(addr, claims):
+	view := r.snapshot.View()
+	exports := view.ForBGP(r.node, addr, claims).Exports
+	if len(exports) > 0 && len(r.exports[addr]) == 0 && !r.ready(addr, claims) {
 		exports = nil
+	}
+	if len(exports) == 0 && r.leaves[addr] {
+		r.holddown.Leave(now, addr)
+	}
+	if delete(r.leaves, addr); len(exports) > 0 && view.Leaves(r.node, addr, claims) {
+		r.leaves[addr] = true
 	}
 	pass, retry := r.holddown.Filter(now, addr, len(exports) > 0)
 	delete(r.heldDown, addr)
-	if !pass {
+	if !pass && (len(exports) == 0 || !view.Leads(r.node, addr, claims)) { // one node goes on, or there would be no way at all
 		if len(exports) > 0 {
 			r.heldDown[addr] = true
 		}

@@ -299,6 +299,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 	n, cfg := r.snapshot.View().Nodes[r.node], r.snapshot.View().Config
 	outside := r.outside
+	unproven := maps.Clone(r.unproven)
 	r.snapshot.Unlock()
 	if n != nil {
 		out.Gate, out.Drained = n.Gate, n.Drained
@@ -342,6 +343,11 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 		ready.Status, ready.Reason, ready.Message = metav1.ConditionFalse, v1beta1.ReasonJoining, "not yet joined with the other speakers: nothing is announced on the local network"
 	}
 	out.Conditions = []metav1.Condition{ready, guardCondition(r.guard != nil, outside, s.guard.Status())}
+	if len(unproven) > 0 {
+		first := slices.MinFunc(slices.Collect(maps.Keys(unproven)), netip.Addr.Compare)
+		out.Conditions = append(out.Conditions, metav1.Condition{Type: v1beta1.ConditionProxyAnswers, Status: metav1.ConditionFalse, Reason: v1beta1.ReasonNoAnswer,
+			Message: fmt.Sprintf("announced though the Service proxy did not say within %v that it serves it: %s, asked at port %d; %d more", readyLimit, first, unproven[first], len(unproven)-1)})
+	}
 	return out, node
 }
 

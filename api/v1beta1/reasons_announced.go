@@ -34,6 +34,9 @@ const Established = "Established"
 // network yet.
 const ReasonJoining = "Joining"
 
+// ReasonNoAnswer is the reason of a Speaker's ProxyAnswers.
+const ReasonNoAnswer = "NoAnswer"
+
 // Reasons of the condition Guarded of a Speaker.
 const (
 	// ReasonGuarded: packets for announced addresses that no Service has are unreachable.

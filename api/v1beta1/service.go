@@ -99,4 +99,7 @@ const (
 	// ConditionGuarded of a Speaker is False when packets for announced addresses that no Service has may go round between
 	// routers and this node; the message says why, and what to do.
 	ConditionGuarded = "Guarded"
+	// ConditionProxyAnswers of a Speaker is False when addresses are announced though the node's Service proxy has not said in
+	// time that it serves them; there is none otherwise. The message names one of them.
+	ConditionProxyAnswers = "ProxyAnswers"
 )

@@ -98,14 +98,16 @@ type Claim struct {
 func (c Claim) HasEndpoint(addr netip.Addr) bool { return len(c.endpoints(addr)) > 0 }
 
 func (c Claim) endpoints(addr netip.Addr) map[string]int {
-	if addr.Is4() {
-		return c.Service.Endpoints4.usable()
-	}
-	return c.Service.Endpoints6.usable()
+	return c.Service.of(addr).usable()
 }
 
 // Anywhere says whether every node can serve the claim on an address, endpoints of its own or not.
 func (c Claim) Anywhere(addr netip.Addr) bool { return !c.local() && c.HasEndpoint(addr) }
+
+// ServedBy says whether a node can serve the claim on an address, as far as endpoints say.
+func (c Claim) ServedBy(addr netip.Addr, node string) bool {
+	return c.Anywhere(addr) || c.endpoints(addr)[node] > 0
+}
 
 // EndpointNodes are the nodes with endpoints that can serve an address, sorted; those without a node are left out.
 func (c Claim) EndpointNodes(addr netip.Addr) (out []string) {
@@ -135,6 +137,26 @@ func sortedKeys[V any](m map[string]V) []string {
 	return out
 }
 
+// of are the endpoints of one family.
+func (s *Service) of(addr netip.Addr) Endpoints {
+	if addr.Is4() {
+		return s.Endpoints4
+	}
+	return s.Endpoints6
+}
+
+// Leaves says whether all endpoints that a node could serve a claim on an address from terminate: the Service proxy serves
+// from them still (KEP-1669), and that they are gone soon is no failure.
+func (v *View) Leaves(node string, addr netip.Addr, claims []Claim) bool {
+	return slices.ContainsFunc(claims, func(c Claim) bool {
+		e := c.Service.of(addr)
+		if c.local() {
+			return e.Ready[node] == 0 && e.Terminating[node] > 0
+		}
+		return len(e.Ready) == 0 && len(e.Terminating) > 0
+	})
+}
+
 // ends says whether all endpoints that a node has for a claim with policy Local terminate while others are ready. The
 // Service proxy serves from them still (KEP-1669), until traffic goes where the others are.
 func (n *Node) ends(addr netip.Addr, claims []Claim) bool {
@@ -142,10 +164,7 @@ func (n *Node) ends(addr netip.Addr, claims []Claim) bool {
 		return false
 	}
 	for _, c := range claims {
-		e := c.Service.Endpoints4
-		if addr.Is6() {
-			e = c.Service.Endpoints6
-		}
+		e := c.Service.of(addr)
 		if c.local() && len(e.Ready) > 0 && e.Ready[n.Name] == 0 && e.Terminating[n.Name] > 0 {
 			return true
 		}

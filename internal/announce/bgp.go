@@ -75,6 +75,20 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 	return d
 }
 
+// Leads says whether a node is the first, by a hash, of those that can announce an address to their peers. All nodes with
+// the same view name the same one.
+func (v *View) Leads(node string, addr netip.Addr, claims []Claim) bool {
+	v.prepare()
+	a := hashAddr(addr)
+	mine := score(hashNode(node), a)
+	for i, n := range v.nodes {
+		if n != nil && n.Name != node && n.Alive && n.SessionUp && score(v.hashes[i], a) > mine && len(v.ForBGP(n.Name, addr, claims).Exports) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // ForRange decides what a node announces to its peers for a range of the cluster: a ServiceCIDR, which every node can
 // serve, or, with t PodCIDR, a range of the node's own.
 func (v *View) ForRange(node string, prefix netip.Prefix, t v1beta1.AddressType) BGP {

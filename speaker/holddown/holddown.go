@@ -16,6 +16,7 @@ import "time"
 //   - A key that was withdrawn passes again when it has been announceable for its delay without a break. The delay is
 //     base after the first withdrawal, doubles with each further one, and is never more than max. A break in the wait
 //     starts the wait again, but does not make it longer: nobody saw the key.
+//   - A withdrawal that was planned makes the next wait no longer.
 //   - Whenever a key has neither come nor gone for max, its delay is halved. One that is less than base is none, and a
 //     withdrawn key without a delay is forgotten.
 //
@@ -50,6 +51,13 @@ func New[K comparable](base, max time.Duration) *Table[K] {
 // When a key is withdrawn or gone, Filter has to be told once, with announceable false, if it is to wait on its return
 // and to be forgotten one day.
 func (t *Table[K]) Filter(now time.Time, key K, announceable bool) (pass bool, retryAt time.Time) {
+	return t.filter(now, key, announceable, false)
+}
+
+// Leave is Filter for a key that is not announceable any more because that was planned, such as by a rollout.
+func (t *Table[K]) Leave(now time.Time, key K) { t.filter(now, key, false, true) }
+
+func (t *Table[K]) filter(now time.Time, key K, announceable, planned bool) (pass bool, retryAt time.Time) {
 	if t.base <= 0 {
 		return announceable, time.Time{}
 	}
@@ -66,7 +74,7 @@ func (t *Table[K]) Filter(now time.Time, key K, announceable bool) (pass bool, r
 	case announceable && !r.want:
 		r.want, r.since, r.until = true, now, now.Add(r.delay)
 	case !announceable && r.want:
-		if r.pass {
+		if r.pass && !planned {
 			r.delay = t.longer(r.delay)
 		}
 		r.want, r.pass, r.since = false, false, now

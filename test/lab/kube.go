@@ -208,7 +208,7 @@ func (l *Lab) startNode(ctx context.Context, name string, n int) error {
 		"--proxy-mode=" + l.opts.ProxyMode, "--cluster-cidr=" + podRange4 + "," + podRange6,
 		// The kernel's connection tracking limits are the machine's, not a namespace's.
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
-		"--healthz-bind-address=0.0.0.0:10256", "--iptables-min-sync-period=100ms",
+		"--healthz-bind-address=0.0.0.0:10256",
 	}, l.opts.ProxyArgs...))
 	if err != nil {
 		return err
