@@ -1,4 +1,4 @@
-// Package config tests that the Helm chart installs what kustomize installs.
+// Tests that the Helm chart installs what kustomize installs.
 package config
 
 import (

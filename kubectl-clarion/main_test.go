@@ -54,7 +54,7 @@ func TestOutput(t *testing.T) {
 			reader := readerOf(t, string(common.Files[0].Data)+"---\n"+string(a.Files[0].Data), strings.Fields(forbidden))
 			for i := range a.Files[1:] {
 				f := &a.Files[i+1]
-				got := says(t, reader, strings.Fields(f.Name)...)
+				got := says(t, reader, nil, strings.Fields(f.Name)...)
 				if *update {
 					f.Data = []byte(got)
 				} else if diff := gocmp.Diff(string(f.Data), got); diff != "" {
@@ -74,10 +74,11 @@ func TestOutput(t *testing.T) {
 var clock = time.Date(2026, 1, 1, 1, 0, 0, 0, time.UTC)
 
 // says is what the plug-in prints, and the code that it exits with unless that is 0.
-func says(t *testing.T, from client.Reader, args ...string) string {
+func says(t *testing.T, from client.Reader, in []byte, args ...string) string {
 	t.Helper()
 	var out bytes.Buffer
 	a := testApp(from, &out)
+	a.In = bytes.NewReader(in)
 	code := a.run(t.Context(), args)
 	got := strings.TrimRight(out.String(), "\n") + "\n"
 	if code != 0 {
@@ -291,5 +292,32 @@ func TestClockThatIsWrong(t *testing.T) {
 				t.Errorf("clock off by %s: alive is %t, want %t (%v)", off, c.alive, alive, err)
 			}
 		}
+	}
+}
+
+// Each file of testdata/files is what the plug-in reads from its standard input, and what it says of it.
+func TestFiles(t *testing.T) {
+	files, err := filepath.Glob("testdata/files/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files (%v)", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			a := parse(t, file)
+			for i := range a.Files[1:] {
+				f := &a.Files[i+1]
+				got := says(t, nil, a.Files[0].Data, strings.Fields(f.Name)...)
+				if *update {
+					f.Data = []byte(got)
+				} else if diff := gocmp.Diff(string(f.Data), got); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", f.Name, diff)
+				}
+			}
+			if *update {
+				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
 	}
 }
