@@ -230,7 +230,7 @@ spec: {addresses: [198.18.5.16/28], autoAssign: false, serviceAllocation: {names
 apiVersion: clarionlb.io/v1beta1
 kind: BGPAdvertisement
 metadata: {name: tenants}
-spec: {peers: [router1, router2], addressTypes: [LoadBalancerIP, ExternalIP], externalIPRanges: [0.0.0.0/0]}
+spec: {peers: [router1, router2], addressTypes: [ExternalIP], externalIPRanges: [0.0.0.0/0]}
 `
 
 // A tenant may create Services in his namespace and nothing else. Whatever he asks for, he gets what an administrator lets
