@@ -86,7 +86,7 @@ func main() {
 	flag.DurationVar(&o.proxyGrace, "proxy-health-grace", 15*time.Second, "how long a Service proxy that was healthy may fail its health check, or not answer, before the node should not attract traffic any more; its rules stay in the kernel meanwhile")
 	flag.DurationVar(&o.drainTime, "drain-time", 30*time.Second, "how long the routes of a node that is being drained are announced as the last choice before they are withdrawn")
 	flag.DurationVar(&o.standIn, "stand-in-time", time.Minute, "how long other speakers' addresses on the local network are answered for in their words, with the hardware address of their node, while they restart and their node is there, before they are taken over; 0: they are taken over at once")
-	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; 0: not at all")
+	flag.DurationVar(&o.holddown, "announce-holddown", 200*time.Millisecond, "how long an address that was withdrawn from BGP must be announceable before it is announced again; doubles each time up to a minute, and decays; one node of those that can goes on, and rollouts do not count; 0: not at all")
 	flag.Func("bmp-station", "host:port of a monitoring station that is told what BGP sessions do and announce (BMP, RFC 7854 and 8671); may be given more than once", func(s string) error {
 		o.bmpStations = append(o.bmpStations, s)
 		_, _, err := net.SplitHostPort(s)

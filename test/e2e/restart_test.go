@@ -217,3 +217,48 @@ func ownersOf(t *testing.T, addrs []netip.Addr) (out []string) {
 	}
 	return out
 }
+
+// A Deployment of one pod with policy Local rolls from node to node: the new pod is ready before the old one is told to end,
+// which serves a while longer. Nobody notices, by layer 2 and by BGP.
+func TestRolloutOfOnePod(t *testing.T) {
+	nodes := cluster.Nodes()
+	local := func(svc *corev1.Service) {
+		svc.Spec.Selector, svc.Spec.ExternalTrafficPolicy = map[string]string{"app": "one"}, corev1.ServiceExternalTrafficPolicyLocal
+	}
+	run := func(i int) *lab.Pod {
+		t.Helper()
+		p, err := cluster.RunPod(t.Context(), lab.PodSpec{Name: fmt.Sprintf("one-%d", i), Node: nodes[i%len(nodes)], Labels: map[string]string{"app": "one"}, Drain: 3 * time.Second})
+		world.Must(t, err)
+		return p
+	}
+	pod := run(0)
+	t.Cleanup(func() { _ = pod.Delete(context.Background()) })
+	lan := cluster.Addresses(t, cluster.Service(t, "one-lan", local), 1)[0]
+	far := cluster.Addresses(t, cluster.Service(t, "one-routed", func(svc *corev1.Service) { routed(svc); local(svc) }), 1)[0]
+	owner(t, lan, "")
+	cluster.NextHops(t, world.Alone(far), nodes[0])
+	from := map[netip.Addr]string{lan: "client", far: "outside"}
+	streams := map[netip.Addr]*lab.Stream{}
+	for addr, host := range from {
+		cluster.Reachable(t, host, fmt.Sprintf("http://%s/", addr))
+		streams[addr] = cluster.StreamUDP(t.Context(), host, netip.AddrPortFrom(addr, 7).String(), 5*time.Millisecond)
+	}
+	for i := range 4 {
+		next := run(i + 1)
+		world.Must(t, pod.Terminate(t.Context()))
+		pod = next
+		cluster.NextHops(t, world.Alone(far), pod.Spec.Node)
+		world.Eventually(t, func() error {
+			who, err := cluster.WhoHas("client", lan, 300*time.Millisecond)
+			if err == nil && !slices.Equal(who, []string{pod.Spec.Node}) {
+				err = fmt.Errorf("%s is answered by %v, want %s", lan, who, pod.Spec.Node)
+			}
+			return err
+		})
+	}
+	for addr, s := range streams {
+		replies := s.Stop()
+		t.Logf("%s: %d datagrams, %d lost", addr, len(replies), len(lab.Lost(replies)))
+		world.Answered(t, fmt.Sprintf("%s, in four rollouts", addr), replies)
+	}
+}
