@@ -74,10 +74,10 @@ func newLease(c coordinationv1client.LeaseInterface, identity string, says map[s
 	return &lease{client: c, identity: identity, says: says, timing: t, start: time.Now()}
 }
 
-// limit bounds one request, so that a second is possible before the deadline. After one that failed it waits for a retry
-// period, so that an API server that is away is not hammered.
+// limit bounds one request, so that a second is possible before the deadline. After one that failed it waits for half a
+// retry period, so that an API server that is away is not hammered.
 func (l *lease) limit(ctx context.Context) (context.Context, context.CancelFunc) {
-	if wait := l.retry - time.Since(l.failed); wait > 0 {
+	if wait := l.retry/2 - time.Since(l.failed); wait > 0 {
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -169,7 +169,8 @@ func (l *lease) holds() bool {
 	return renewed > 0 && time.Since(l.start)-renewed < l.duration
 }
 
-// watch has the Lease read when somebody gives it up, until ctx ends.
+// watch has the Lease read when somebody else renews it or gives it up, until ctx ends: the time after which it may be taken
+// begins when that is seen.
 func (l *lease) watch(ctx context.Context) {
 	for ctx.Err() == nil {
 		w, err := l.client.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", v1beta1.LeaseName).String()})
@@ -180,7 +181,7 @@ func (l *lease) watch(ctx context.Context) {
 				more = false
 			case e, more = <-w.ResultChan():
 			}
-			if got, ok := e.Object.(*coordinationv1.Lease); ok && (got.Spec.HolderIdentity == nil || *got.Spec.HolderIdentity == "" || e.Type == watch.Deleted) {
+			if got, ok := e.Object.(*coordinationv1.Lease); ok && (got.Spec.HolderIdentity == nil || *got.Spec.HolderIdentity != l.identity || e.Type == watch.Deleted) {
 				l.stale.Store(true)
 			}
 		}
