@@ -25,6 +25,8 @@ type controller struct {
 	version   string
 	class     string // of the Services that it serves
 	byDefault bool   // it serves Services without a class too
+
+	ignoreExclude bool // nodes with the label that excludes them from load balancers announce all the same
 }
 
 // renewal is how long it takes a controller that is alive to renew its Lease, with some to spare.
@@ -45,6 +47,7 @@ func readController(ctx context.Context, r client.Reader, how reading) (controll
 	out.lease, out.version = true, l.Annotations[v1beta1.AnnotationVersion]
 	out.class = cmp.Or(l.Annotations[v1beta1.AnnotationClass], out.class)
 	out.byDefault = l.Annotations[v1beta1.AnnotationDefaultClass] != "false"
+	out.ignoreExclude = l.Annotations[v1beta1.AnnotationIgnoreExcludeLabel] == "true"
 	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" || l.Spec.RenewTime == nil {
 		return out, nil
 	}

@@ -66,12 +66,13 @@ func load(ctx context.Context, r client.Reader, how reading) (*cluster, error) {
 		return nil, err
 	}
 	o := once{reader: r, scheme: scheme, progress: how.progress, items: map[string][]runtime.Object{}, hidden: map[string]error{}, failed: new(error)}
-	c := &cluster{snap: snapshot.New(snapshot.Options{}), services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden, namespace: how.namespace}
+	c := &cluster{services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden, namespace: how.namespace}
 	if c.controller, err = readController(ctx, r, how); apierrors.IsForbidden(err) {
 		c.hidden["Lease"] = err
 	} else if err != nil {
 		return nil, err
 	}
+	c.snap = snapshot.New(snapshot.Options{IgnoreExcludeLabel: c.controller.ignoreExclude})
 	if _, err := c.snap.Watch(ctx, o, slog.New(slog.DiscardHandler), func() {}); err != nil {
 		return nil, cmp.Or(*o.failed, err)
 	}
