@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -32,37 +33,41 @@ type kernel interface {
 // linux is the kernel that this process runs on.
 type linux struct{ *listeners }
 
-// address is an address of the node. One with nothing but addr and link is a key of addresses.
+// address is an address of the node. One with nothing but addr, link and bits is a key of addresses.
 type address struct {
 	addr     netip.Addr // without a zone
 	link     int        // index of the interface
+	bits     int        // of its network; while these change, an interface has an IPv4 address with both
 	usable   bool       // global, and not tentative
 	floating bool       // may move or go soon: beside another of its network, a host's alone, temporary, or deprecated
 }
 
-// addresses are those of the node, by address and interface.
+// addresses are those of the node, by address, interface and length of the prefix.
 type addresses map[address]address
+
+func keyOf(prefix *net.IPNet, link int) (key address, ok bool) {
+	ip, ok := netip.AddrFromSlice(prefix.IP)
+	bits, _ := prefix.Mask.Size()
+	return address{addr: ip.Unmap(), link: link, bits: bits}, ok
+}
 
 // take takes in what the kernel says of an address that is here, or gone, and says whether that is new.
 func (all addresses) take(prefix *net.IPNet, link, flags int, here bool) (changed bool) {
 	// IFA_F_SECONDARY means temporary for IPv6. Any host on the link can deprecate an address by a router advertisement;
 	// it receives all the same.
 	const unusable, floating = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED, unix.IFA_F_SECONDARY | unix.IFA_F_DEPRECATED
-	ip, ok := netip.AddrFromSlice(prefix.IP)
+	key, ok := keyOf(prefix, link)
 	if !ok {
 		return false
 	}
-	ip = ip.Unmap()
-	key := address{addr: ip, link: link}
 	was, known := all[key]
 	if !here {
 		delete(all, key)
 		return known
 	}
-	ones, bits := prefix.Mask.Size()
 	is := key
-	is.usable = flags&unusable == 0 && ip.IsGlobalUnicast()
-	is.floating = flags&floating != 0 || ones == bits
+	is.usable = flags&unusable == 0 && is.addr.IsGlobalUnicast()
+	is.floating = flags&floating != 0 || is.bits == is.addr.BitLen()
 	// When a link returns, its addresses are tentative once more (RFC 4862 section 5.4); nobody else had them before.
 	is.usable = is.usable || was.usable && flags&unix.IFA_F_DADFAILED == 0
 	all[key] = is
@@ -78,8 +83,8 @@ func (all addresses) read() error {
 	old := maps.Clone(all)
 	for _, a := range list {
 		all.take(a.IPNet, a.LinkIndex, a.Flags, true)
-		ip, _ := netip.AddrFromSlice(a.IP)
-		delete(old, address{addr: ip.Unmap(), link: a.LinkIndex})
+		key, _ := keyOf(a.IPNet, a.LinkIndex)
+		delete(old, key)
 	}
 	maps.DeleteFunc(all, func(key, _ address) bool { _, gone := old[key]; return gone })
 	return nil
@@ -214,19 +219,21 @@ func onLink(remote netip.Addr, vrf string) bool {
 	return err == nil && len(routes) > 0 && routes[0].Gw == nil && len(routes[0].MultiPath) == 0
 }
 
-// neighbours are the usable addresses of the interface that has the address local, on that of index link if it is not 0.
-// known is false if there is no such interface.
+// neighbours are the usable addresses of the interface that has the address local: that of index link, or, if it is 0, the
+// one with the lowest index. known is false if there is no such interface.
 func neighbours(all []address, local netip.Addr, link int) (on []address, known bool) {
-	i := slices.IndexFunc(all, func(a address) bool { return a.addr == local.WithZone("") && (link == 0 || a.link == link) })
-	if i < 0 {
-		return nil, false
+	first := math.MaxInt
+	for _, a := range all {
+		if a.addr == local.WithZone("") && (link == 0 || a.link == link) {
+			first = min(first, a.link)
+		}
 	}
 	for _, a := range all {
-		if a.link == all[i].link && a.usable {
+		if a.link == first && a.usable {
 			on = append(on, a)
 		}
 	}
-	return on, true
+	return on, first < math.MaxInt
 }
 
 // nextHops are the next hops of the routes of each family, IPv4 and IPv6; an invalid one means that the family is not

@@ -88,6 +88,13 @@ func TestAddressesFollow(t *testing.T) {
 	expect("", "")
 	ns.Run(t, "ip", "address", "add", "192.0.2.1/24", "dev", "up0")
 	expect("192.0.2.1 true", "")
+	ns.Run(t, "ip", "address", "add", "192.0.2.1/25", "dev", "up0") // the length of its prefix changes
+	expect("192.0.2.1 true, 192.0.2.1 true", "")
+	ns.Run(t, "ip", "address", "del", "192.0.2.1/24", "dev", "up0")
+	expect("192.0.2.1 true", "")
+	ns.Run(t, "ip", "address", "add", "192.0.2.1/24", "dev", "up0")
+	ns.Run(t, "ip", "address", "del", "192.0.2.1/25", "dev", "up0")
+	expect("192.0.2.1 true", "")
 	ns.Run(t, "ip", "address", "add", "2001:db8::1/64", "dev", "up0")
 	expect("192.0.2.1 true, 2001:db8::1 false", "") // new: it waits
 	expect("192.0.2.1 true, 2001:db8::1 true", "")

@@ -15,9 +15,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -188,10 +188,10 @@ type Speaker struct {
 	mu       sync.Mutex
 	want     []Session // nil before Set
 	gateways map[Gateway]gateways
-	addrs    []address                 // the node's; nil while they are not known
-	sessions map[place]*session        // the current session of each place
-	ending   map[place]<-chan struct{} // closed when the last session of a place that is gone is over
-	watchers []*watcher                // never changed in place
+	addrs    []address          // the node's; nil while they are not known
+	sessions map[place]*session // the current session of each place
+	ending   []*session         // that were stopped, until they are over
+	watchers []*watcher         // never changed in place
 
 	bfdMu   sync.Mutex
 	bfdWant map[place]bfd.Session // beside the sessions
@@ -218,7 +218,7 @@ func New(c Config) *Speaker {
 func newSpeaker(c Config, k kernel) *Speaker {
 	s := &Speaker{
 		config: c, kernel: k, changed: make(chan struct{}, 1), gateways: map[Gateway]gateways{},
-		sessions: map[place]*session{}, ending: map[place]<-chan struct{}{}, bfdWant: map[place]bfd.Session{},
+		sessions: map[place]*session{}, bfdWant: map[place]bfd.Session{},
 	}
 	if c.BFD != nil {
 		s.bfd = c.BFD.Client(s.bfdChanged)
@@ -296,15 +296,13 @@ func (s *Speaker) report() {
 // wanted is the session of each place. s.mu is held.
 func (s *Speaker) wanted() map[place]Session {
 	all := make(map[place]Session, len(s.want))
-	// The peers that have a session with a router, by address or interface, and those with a router on an interface.
-	used, onLink := map[Identity]string{}, map[string]string{}
+	var used []Peer // that have a session
 	add := func(gateway netip.Addr, w Session) {
 		p := &w.Peer
-		router := Identity{Address: p.Address, Interface: p.Interface, Port: cmp.Or(p.Port, port), VRF: p.VRF}
-		link := Identity{Interface: p.Address.Zone(), Port: router.Port, VRF: p.VRF}
-		if p.twin = cmp.Or(used[router], used[link], onLink[p.Interface]); p.twin == "" {
-			used[router] = p.Name
-			onLink[cmp.Or(link.Interface, " ")] = p.Name // no interface has this name
+		if i := slices.IndexFunc(used, func(o Peer) bool { return o.sameRouter(p.Identity) }); i >= 0 {
+			p.twin = used[i].Name
+		} else {
+			used = append(used, *p)
 		}
 		all[place{p.Name, gateway}] = w
 	}
@@ -329,17 +327,17 @@ func (s *Speaker) wanted() map[place]Session {
 	return all
 }
 
-// reconcile makes the sessions those of s.want. A replaced session is over, and its connection closed, before the next
-// one of its place connects: a router takes two for a collision.
+// reconcile makes the sessions those of s.want. A session is over, and its connection closed, before the next one of its
+// place, or of another peer with the same router, connects: a router takes two for a collision.
 func (s *Speaker) reconcile(all *sync.WaitGroup) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.want == nil || s.addrs == nil {
 		return
 	}
-	maps.DeleteFunc(s.ending, func(_ place, done <-chan struct{}) bool {
+	s.ending = slices.DeleteFunc(s.ending, func(ses *session) bool {
 		select {
-		case <-done:
+		case <-ses.done:
 			return true
 		default:
 			return false
@@ -348,28 +346,33 @@ func (s *Speaker) reconcile(all *sync.WaitGroup) {
 	want := s.wanted()
 	for at, ses := range s.sessions {
 		w, ok := want[at]
-		switch {
-		case !ok:
-			ses.stop(endOfPeer)
+		if ok && w.Peer.Identity == ses.identity {
+			continue
+		}
+		how := endOfPeer
+		if ok && w.Peer.ends() == ses.identity.ends() {
+			how = endOfVersion
+		}
+		ses.stop(how)
+		if s.ending = append(s.ending, ses); !ok {
 			delete(s.sessions, at)
-			s.ending[at] = ses.done
-		case w.Peer.Identity != ses.identity:
-			next := ses.replace(w)
-			next.take(w, s.addrs)
-			s.sessions[at] = next
-			all.Go(next.run)
-		default:
-			ses.take(w, s.addrs)
 		}
 	}
 	for at, w := range want {
-		if s.sessions[at] == nil {
-			ses := newSession(s, at, w.Peer, s.ending[at])
-			delete(s.ending, at)
+		ses := s.sessions[at]
+		if ses != nil && ses.identity == w.Peer.Identity {
 			ses.take(w, s.addrs)
-			s.sessions[at] = ses
-			all.Go(ses.run)
+			continue
 		}
+		ses = newSession(s, at, w.Peer, ses)
+		ses.take(w, s.addrs)
+		for _, old := range s.ending {
+			if old.at == at || old.identity.sameRouter(ses.identity) {
+				ses.after = append(ses.after, old.done)
+			}
+		}
+		s.sessions[at] = ses
+		all.Go(ses.run)
 	}
 }
 
@@ -386,7 +389,11 @@ func (p Peer) check() error {
 	}
 	switch {
 	case p.twin != "":
-		return fmt.Errorf("the peer %q is the same router, %s; its session is used", p.twin, p.Address)
+		where := "that on interface " + p.Interface
+		if p.Address.IsValid() {
+			where = p.Address.String()
+		}
+		return fmt.Errorf("the peer %q is the same router, %s; its session is used", p.twin, where)
 	case where != 1:
 		return errors.New("exactly one of address, interface and default gateway must say where the peer is")
 	case p.LocalASN == 0:
@@ -432,6 +439,18 @@ func (i Identity) ends() Identity {
 		LocalASN: i.LocalASN, Address: i.Address, Interface: i.Interface, DefaultGateway: i.DefaultGateway, Port: i.Port,
 		Source: i.Source, VRF: i.VRF,
 	}
+}
+
+// sameRouter says that sessions of the two could be with one router: that behind an interface may have any link-local
+// address there.
+func (i Identity) sameRouter(o Identity) bool {
+	if cmp.Or(i.Port, port) != cmp.Or(o.Port, port) || i.VRF != o.VRF {
+		return false
+	}
+	if i.Interface == "" && o.Interface == "" {
+		return i.Address == o.Address && i.Address.IsValid()
+	}
+	return cmp.Or(i.Interface, i.Address.Zone()) == cmp.Or(o.Interface, o.Address.Zone())
 }
 
 func poke(c chan<- struct{}) {

@@ -53,7 +53,8 @@ type machine struct {
 	wait      time.Duration // to stay Idle for
 	restarted bool          // no session has been established since the process, or the Identity, was new
 
-	peer   Peer // as it was when the connection was made
+	peer   Peer    // as it was when the connection was made
+	seen   Options // taken in last
 	remote netip.Addr
 
 	accepted chan net.Conn // of a passive session
@@ -75,8 +76,8 @@ type state func(*machine) (next state, why error)
 func (s *session) run() {
 	defer close(s.done)
 	defer s.cancel()
-	if s.after != nil {
-		<-s.after // it ends in bounded time
+	for _, over := range s.after {
+		<-over // it ends in bounded time
 	}
 	m := &machine{session: s, restarted: true, accepted: make(chan net.Conn, 1)}
 	if name := s.identity.Interface; name != "" {
@@ -106,6 +107,7 @@ func idle(m *machine) (state, error) {
 		return nil, nil
 	}
 	m.peer = m.wanted()
+	m.seen = m.peer.Options
 	if err := m.peer.check(); err != nil {
 		m.speaker.watch(m.at, nil)
 		m.fail(Idle, err)
@@ -127,9 +129,8 @@ func idle(m *machine) (state, error) {
 	return connect, nil // event 1, ManualStart
 }
 
-// pause waits for m.wait, or until the Options change. It is false when the session is to end.
+// pause waits for m.wait, or until there are Options that were not seen yet. It is false when the session is to end.
 func (m *machine) pause() bool {
-	had := m.wanted().Options
 	timer := time.NewTimer(m.wait)
 	defer timer.Stop()
 	for {
@@ -139,7 +140,7 @@ func (m *machine) pause() bool {
 		case <-timer.C:
 			return true
 		case <-m.news:
-			if m.wanted().Options != had {
+			if m.wanted().Options != m.seen {
 				return true
 			}
 		}
@@ -364,6 +365,7 @@ func (m *machine) serve() error {
 		case <-m.conn.over:
 			return m.conn.ended
 		case <-m.news:
+			m.seen = m.wanted().Options
 			if err := m.limit(); err != nil { // it may have been lowered
 				return err
 			}

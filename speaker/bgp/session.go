@@ -30,11 +30,11 @@ type session struct {
 	at          place
 	identity    Identity
 	log         *slog.Logger
-	after       <-chan struct{} // closed when the session before this one of the same place is over; nil for none
-	done        chan struct{}   // closed when this one is over
-	news        chan struct{}   // what take has set is another, or the peer wants routes again
-	bfdDown     chan string     // BFD went down, and why
-	ctx         context.Context // ends when the session is to end
+	after       []<-chan struct{} // closed when sessions are over that were with the same router, or of the same place
+	done        chan struct{}     // closed when this one is over
+	news        chan struct{}     // what take has set is another, or the peer wants routes again
+	bfdDown     chan string       // BFD went down, and why
+	ctx         context.Context   // ends when the session is to end
 	cancel      context.CancelFunc
 	in, out     *counters // go on across sessions of the same place
 	maxPrefixes atomic.Int64
@@ -50,32 +50,23 @@ type session struct {
 	conn   *conn  // nil without a connection; written by the goroutine of the session only
 }
 
-func newSession(s *Speaker, at place, p Peer, after <-chan struct{}) *session {
+// newSession is the session that follows old, nil for the first one of a place.
+func newSession(s *Speaker, at place, p Peer, old *session) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	log := s.config.Log.With("peer", at.peer)
 	if at.gateway.IsValid() {
 		log = log.With("gateway", at.gateway)
 	}
-	return &session{
-		speaker: s, at: at, identity: p.Identity, log: log, after: after,
+	next := &session{
+		speaker: s, at: at, identity: p.Identity, log: log,
 		done: make(chan struct{}), news: make(chan struct{}, 1), bfdDown: make(chan string, 1),
 		ctx: ctx, cancel: cancel, in: &counters{}, out: &counters{},
 		status: SessionStatus{Peer: at.peer, Address: p.Address, Since: time.Now()},
 	}
-}
-
-// replace is the session that follows when the Identity changes to that of w.
-func (s *session) replace(w Session) *session {
-	how := endOfPeer
-	if w.Peer.ends() == s.identity.ends() {
-		how = endOfVersion
+	if old != nil {
+		next.in, next.out = old.in, old.out
+		next.status.Ups = old.snapshot().Ups
 	}
-	s.stop(how)
-	next := newSession(s.speaker, s.at, w.Peer, s.done)
-	next.in, next.out = s.in, s.out
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next.status.Ups = s.status.Ups
 	return next
 }
 

@@ -494,6 +494,32 @@ func TestHowASessionEnds(t *testing.T) {
 	}
 }
 
+// The end of a peer that is not wanted any more is no failure to come up.
+func TestUnwantedBeforeItCameUp(t *testing.T) {
+	var lines lineCounter
+	simulate(t, Config{Leave: -1, Log: slog.New(slog.NewTextHandler(&lines, nil))}, func(w *world) {
+		r := w.router("192.0.2.2")
+		for state := range OpenConfirm {
+			w.Set([]Session{{Peer: r.peer()}})
+			synctest.Wait()
+			var c *end
+			if state >= Active {
+				c = r.accept()
+			}
+			if state >= OpenSent {
+				_, _, _ = c.next()
+				c.write(must(routerOpen().bytes()))
+				synctest.Wait()
+			}
+			w.Set(nil)
+			synctest.Wait()
+		}
+		if n := lines.n.Load(); n > 0 {
+			t.Errorf("%d log lines", n)
+		}
+	})
+}
+
 // A peer that is gone from what is wanted while it hangs up, or says something, in the middle of the handshake ends only
 // its own session.
 func TestEndsAmidTheHandshake(t *testing.T) {
@@ -1127,6 +1153,10 @@ func TestNextHopsFollow(t *testing.T) {
 			{"a floating address", []address{four, {addr: netip.MustParseAddr("2001:db8::9"), link: 1, usable: true, floating: true}}, "2001:db8::9"},
 			{"another beside it", []address{four, {addr: netip.MustParseAddr("2001:db8::9"), link: 1, usable: true, floating: true}, six("2001:db8::7")}, "2001:db8::7"},
 			{"the node's own", []address{four, six("2001:db8::7"), six("2001:db8::8")}, "2001:db8::8"},
+			{"the session's address also on other interfaces", []address{
+				{addr: nodeAddr, link: 3, usable: true}, {addr: netip.MustParseAddr("2001:db8::8"), link: 3, usable: true}, four, six("2001:db8::7"),
+			}, "2001:db8::7"},
+			{"once more the node's own", []address{four, six("2001:db8::8")}, "2001:db8::8"},
 			{"the session's address gone: it will not last", nil, "2001:db8::8"},
 			{"renumbered", []address{four, six("2001:db8:1::5")}, "2001:db8:1::5"},
 			{"none", []address{four}, ""},
@@ -1217,13 +1247,96 @@ func TestOneRouterFoundTwice(t *testing.T) {
 			}
 		})
 	}
-	// The gateway of the IPv6 default route and the router behind an interface.
-	s := newSpeaker(Config{Log: slog.New(slog.DiscardHandler)}, &network{defaults: []netip.Addr{netip.MustParseAddr("fe80::1%eth1"), netip.MustParseAddr("fe80::1%eth2")}})
-	s.Set([]Session{{Peer: Peer{Name: "link", Identity: Identity{Interface: "eth1"}}}, {Peer: Peer{Name: "gateway", Identity: Identity{DefaultGateway: GatewayIPv6}}}})
-	for at, w := range s.wanted() {
-		if twin := w.Peer.twin; (twin == "link") != (at.gateway.Zone() == "eth1") {
-			t.Errorf("%v is the same as %q", at, twin)
+	address := func(s string) Identity { return Identity{Address: netip.MustParseAddr(s)} }
+	for _, tt := range []struct {
+		first, second Identity
+		want          string // why the second has no session
+	}{
+		{Identity{Interface: "eth1"}, Identity{DefaultGateway: GatewayIPv6}, "same router, fe80::1%eth1;"},
+		{Identity{DefaultGateway: GatewayIPv6}, Identity{Interface: "eth1"}, "same router, that on interface eth1;"},
+		{address("fe80::2%eth1"), Identity{Interface: "eth1"}, "same router, that on interface eth1;"},
+		{address("192.0.2.2"), Identity{Address: netip.MustParseAddr("192.0.2.2"), Port: 179}, "same router, 192.0.2.2;"},
+		{Identity{Interface: "eth2"}, Identity{DefaultGateway: GatewayIPv6}, ""},
+		{address("fe80::2%eth1"), Identity{DefaultGateway: GatewayIPv6}, ""},
+		{address("fe80::1%eth1"), Identity{Interface: "eth1", Port: 1179}, ""},
+		{address("fe80::1%eth1"), Identity{Interface: "eth1", VRF: "red"}, ""},
+		{Identity{}, address("192.0.2.2"), ""}, // one that says nothing is no router
+	} {
+		s := newSpeaker(Config{Log: slog.New(slog.DiscardHandler)}, &network{defaults: []netip.Addr{netip.MustParseAddr("fe80::1%eth1")}})
+		s.Set([]Session{{Peer: Peer{Name: "first", Identity: tt.first}}, {Peer: Peer{Name: "second", Identity: tt.second}}})
+		for at, w := range s.wanted() {
+			if twin, err := w.Peer.twin, w.Peer.check(); (twin == "first") != (at.peer == "second" && tt.want != "") || twin != "" && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%+v and %+v: %s is the same as %q: %v", tt.first, tt.second, at.peer, twin, err)
+			}
 		}
+	}
+}
+
+// A router takes two connections for a collision, so that the next session waits for the end of the one before. It goes on
+// with its counters.
+func TestOneConnectionAtATime(t *testing.T) {
+	for name, change := range map[string]func(w *world, p, gateway Peer, other *router) *router{
+		"edited": func(w *world, p, _ Peer, _ *router) *router {
+			p.Customer = true
+			w.Set([]Session{{Peer: p}})
+			return nil
+		},
+		"edited twice": func(w *world, p, _ Peer, _ *router) *router {
+			p.Customer = true
+			w.Set([]Session{{Peer: p}})
+			synctest.Wait()
+			p.MultiHop = true
+			w.Set([]Session{{Peer: p}})
+			return nil
+		},
+		"another router": func(w *world, p, _ Peer, other *router) *router {
+			p.Address = other.addr
+			w.Set([]Session{{Peer: p}})
+			return other
+		},
+		"deleted and made again": func(w *world, p, _ Peer, _ *router) *router {
+			w.Set(nil)
+			synctest.Wait()
+			w.Set([]Session{{Peer: p}})
+			return nil
+		},
+		"another peer finds it": func(w *world, p, gateway Peer, _ *router) *router {
+			w.Set([]Session{{Peer: gateway}})
+			return nil
+		},
+		"another peer finds it, the first one goes elsewhere": func(w *world, p, gateway Peer, other *router) *router {
+			w.Set([]Session{{Peer: p}, {Peer: gateway}})
+			synctest.Wait()
+			p.Address = other.addr
+			w.Set([]Session{{Peer: p}, {Peer: gateway}})
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			simulate(t, Config{Leave: time.Second}, func(w *world) {
+				r, other := w.router("192.0.2.2"), w.router("192.0.2.3")
+				p, gateway := r.peer(), r.peer()
+				gateway.Name, gateway.Address, gateway.DefaultGateway = "gateway", netip.Addr{}, GatewayIPv4
+				w.change(func() { w.defaults = []netip.Addr{r.addr} })
+				w.Set([]Session{{p, routesTo("203.0.113.1/32")}})
+				c := r.accept()
+				c.establish(routerOpen())
+				c.follow()
+				synctest.Wait()
+				next := cmp.Or(change(w, p, gateway, other), r).accept()
+				synctest.Wait()
+				c.mu.Lock()
+				defer c.mu.Unlock()
+				if c.ended == nil {
+					t.Error("the next connection comes before the end of the first")
+				}
+				next.establish(routerOpen())
+				next.follow()
+				if st := w.only(); strings.HasPrefix(name, "edited") && (st.Ups != 2 || st.MessagesOut.Open != 2 || st.MessagesIn.Open != 2) {
+					t.Errorf("status %+v", st)
+				}
+			})
+		})
 	}
 }
 
@@ -1287,6 +1400,19 @@ func TestPeersThatCannotWork(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
+	// One that is corrected at the moment that it is said to be wrong is tried as well.
+	var correct func()
+	simulate(t, Config{Leave: -1, OnChange: func() { correct() }}, func(w *world) {
+		r := w.router("192.0.2.2")
+		p := r.peer()
+		p.HoldTime = time.Second
+		correct = func() {
+			w.Set([]Session{{Peer: r.peer()}})
+			time.Sleep(time.Millisecond)
+		}
+		w.Set([]Session{{Peer: p}})
+		r.accept().Close()
+	})
 	// One that cannot work is tried as soon as it can.
 	simulate(t, Config{Leave: -1}, func(w *world) {
 		r := w.router("192.0.2.2")
