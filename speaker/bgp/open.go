@@ -103,6 +103,18 @@ func parseOpen(msg []byte) (open, error) {
 	return o, nil
 }
 
+// Opened is the AS number and the identifier that an OPEN message gives, 0 if it is malformed.
+func Opened(msg []byte) (asn uint32, id [4]byte) {
+	if len(msg) < headerLen+10 {
+		return 0, id
+	}
+	o, err := parseOpen(msg)
+	if err != nil {
+		return 0, id
+	}
+	return o.asn, o.id.As4()
+}
+
 // bytes is the OPEN message.
 func (o open) bytes() ([]byte, error) {
 	var caps []bgp.ParameterCapabilityInterface

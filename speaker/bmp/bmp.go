@@ -199,7 +199,7 @@ func (q *queue) peer(name string, remote netip.AddrPort) (peer, bool) {
 // Up implements bgp.Observer.
 func (q *queue) Up(name string, local, remote netip.AddrPort, sent, received []byte) {
 	p := peer{addr: remote.Addr().WithZone("")}
-	p.asn, p.id = opened(received)
+	p.asn, p.id = bgp.Opened(received)
 	q.mu.Lock()
 	q.peers[key{name, remote.Addr()}] = p
 	q.mu.Unlock()
@@ -248,33 +248,4 @@ func (q *queue) stats(all []bgp.SessionStatus, at time.Time) (out [][]byte) {
 		}
 	}
 	return out
-}
-
-// opened is the AS number and the identifier that an OPEN message gives (RFC 4271 section 4.2, RFC 6793 section 4.1).
-func opened(open []byte) (asn uint32, id [4]byte) {
-	const header, capabilities, fourOctetAS = 19, 2, 65
-	if len(open) < header+10 {
-		return 0, id
-	}
-	b := open[header:]
-	asn = uint32(binary.BigEndian.Uint16(b[1:]))
-	copy(id[:], b[5:9])
-	each(b[10:], func(typ byte, options []byte) {
-		if typ == capabilities {
-			each(options, func(code byte, v []byte) {
-				if code == fourOctetAS && len(v) == 4 {
-					asn = binary.BigEndian.Uint32(v)
-				}
-			})
-		}
-	})
-	return asn, id
-}
-
-// each calls f for fields that a byte of type and a byte of length precede.
-func each(b []byte, f func(typ byte, value []byte)) {
-	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
-		f(b[0], b[2:2+b[1]])
-		b = b[2+int(b[1]):]
-	}
 }

@@ -77,6 +77,12 @@ func openMessage(asn uint32) []byte {
 	return binary.BigEndian.AppendUint32(b, asn)
 }
 
+// wideOpenMessage is the same with optional parameters in the form of RFC 9072.
+func wideOpenMessage(asn uint32) []byte {
+	b := mustHex("ffffffffffffffffffffffffffffffff" + "0029" + "01" + "04" + "5ba0" + "005a" + "c6120001" + "ff" + "ff0009" + "020006" + "4104")
+	return binary.BigEndian.AppendUint32(b, asn)
+}
+
 // read is one message from a connection, as its type and what follows the common header.
 func read(t *testing.T, c net.Conn) (typ byte, body []byte) {
 	t.Helper()
@@ -164,7 +170,7 @@ func TestStation(t *testing.T) {
 			if got := header("down", peerDown, 0); got[0] != tt.code || !bytes.Equal(got[1:], tt.data) {
 				t.Errorf("%v: %x", tt.reason, got)
 			}
-			o.Up("tor", local, remote, openMessage(64500), openMessage(64501))
+			o.Up("tor", local, remote, openMessage(64500), wideOpenMessage(64501))
 			header("up again", peerUp, 0)
 		}
 		cancel()
