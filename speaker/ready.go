@@ -93,6 +93,7 @@ func (r *reconciler) ask(a asked, at netip.AddrPort) {
 		for addr, f := range a {
 			late := at.Port() != 0 && !serves && time.Since(f.since) >= readyLimit
 			switch {
+			case f.ready: // at the port of another Service
 			case at.Port() == 0 && !health.has(addr, f.since), at.Port() != 0 && !serves && !late:
 				continue
 			case late && r.fit[addr] == f:

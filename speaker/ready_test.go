@@ -150,3 +150,37 @@ func TestLayer2ServiceThatMoves(t *testing.T) {
 		expect("it has", "192.0.2.2 standby")
 	})
 }
+
+// Of several Services with policy Local that share an address it is enough that the Service proxy serves one: it goes on to
+// say no at the ports of those that have no endpoint on the node.
+func TestSharedAddressOfLocalServices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int32
+		w := newWorld(t)
+		w.r.asks = func(_ context.Context, at netip.AddrPort) bool {
+			asked.Add(1)
+			return at.Port() == 30080
+		}
+		w.r.synced = func(context.Context) proxyHealth { return proxyHealth{ok: true} }
+		w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a", "192.0.2.11"), node("b", "192.0.2.12"))
+		w.r.setJoined()
+		w.alive("a", "b")
+		for name, port := range map[string]int32{"here": 30080, "there": 30081} {
+			s := svc(name, "192.0.2.1")
+			s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, port
+			w.set(s)
+		}
+		w.set(endpoints("there", "b"), endpoints("here", "a"))
+		synctest.Wait()
+		w.step()
+		time.Sleep(2 * readyLimit)
+		synctest.Wait()
+		w.step()
+		if len(w.r.unproven) > 0 {
+			t.Errorf("%v is said to be announced without the Service proxy's word, which was there at once", w.r.unproven)
+		}
+		if n := asked.Load(); n > 10 {
+			t.Errorf("%d questions about an address that is known to be served", n)
+		}
+	})
+}
