@@ -41,6 +41,7 @@ type holding struct {
 	ceding  atomic.Bool                 // answered for clients only: another member is chosen, and takes it when it hears nobody answer
 	probing atomic.Bool
 	last    atomic.Pointer[stamp]
+	asker   atomic.Pointer[stamp] // the station that last asked who has the address, while this node is quiet
 
 	requests, replies, announcements, claims, failures atomic.Uint64
 }

@@ -570,6 +570,9 @@ func (r *Responder) place(addr netip.Addr, now time.Time) {
 	want, ok := r.want[addr]
 	h := r.held[addr]
 	if h != nil && (!ok || h.left) {
+		if !ok && h.state == Answering {
+			r.inquire(h) // see gaveUp
+		}
 		r.drop(h, now)
 		h = nil
 	}
@@ -593,6 +596,9 @@ func (r *Responder) place(addr netip.Addr, now time.Time) {
 			}
 			p.listen(h)
 		case p != nil:
+			if s := h.slots[index]; s != nil && h.state == Answering {
+				r.question(h, s) // see gaveUp
+			}
 			p.unlisten(h)
 			r.detach(h, index, now)
 		}
@@ -704,6 +710,9 @@ func (r *Responder) receive(p *port, frame []byte) {
 	if m.ask && !own[m.askerMAC] {
 		if h := p.find(m.target); h != nil {
 			h.requests.Add(1)
+			if m.probe() && !m.poll && h.quiet.Load() {
+				h.asker.Store(&stamp{m.askerMAC, time.Now()})
+			}
 			if covers := h.covers.Load(); covers != nil {
 				if at, ok := (*covers)[view.index]; ok && m.askerMAC != at {
 					r.reply(h, p, m, view.mac, at)

@@ -61,8 +61,8 @@ func TestAnnouncements(t *testing.T) {
 			}
 			s.set()
 			time.Sleep(10 * time.Minute)
-			if got := a.take(); len(got) > 0 {
-				t.Errorf("%d frames after %s left the set", len(got), addr)
+			if got := a.take(); len(got) != 1 || !got[0].probe() || got[0].claim.IsValid() {
+				t.Errorf("%d frames after %s left the set, want one that asks who has it", len(got), addr)
 			}
 		})
 	}

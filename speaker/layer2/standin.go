@@ -78,11 +78,19 @@ func (r *Responder) begin(n *node, silent bool, now time.Time) bool {
 	}
 	n.alone, n.misses, n.open, n.doubt = now, 0, nil, nil
 	for _, v := range slices.Clone(n.held.all) {
-		if !r.answerFor(v, now) && silent {
+		if silent && v.gaveUp() || !r.answerFor(v, now) && silent {
 			r.lapse(v, true, now)
 		}
 	}
 	return true
+}
+
+// gaveUp reports whether a member has asked who has the address since it said that it has it, as a speaker does that gives
+// it up though it may be wanted to answer for it: its node may not be able to serve it, and its silence is no crash.
+func (v *claimant) gaveUp() bool {
+	const behind = 10 * time.Millisecond // what a member says is noted somewhat later than what it asks
+	last := v.h.asker.Load()
+	return last != nil && last.mac == v.claim.MAC && last.at.After(v.heard.Add(-behind))
 }
 
 // standIn ends that this node stands in for a speaker when its time is up, and for an address that is another node's turn.

@@ -139,6 +139,14 @@ func TestStandInEnds(t *testing.T) {
 				all[1].config.Judge = func(Claim) Verdict { return Foreign }
 				all[1].owns(1, addr)
 			}},
+			{"the speaker is there, and has given up its only address", func(_ *testing.T, all []*standing) {
+				all[0].owns(2, addr)
+				time.Sleep(detection)
+			}},
+			{"the same on an interface", func(_ *testing.T, all []*standing) {
+				all[0].set(Address{Addr: addr, Interfaces: []string{"eth1"}})
+				time.Sleep(detection)
+			}},
 			{"it is switched off", func(_ *testing.T, all []*standing) {
 				all[1].config.StandIn = -1
 				all[0].stop()
