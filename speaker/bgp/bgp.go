@@ -246,7 +246,9 @@ func (s *Speaker) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-s.changed:
-			s.reconcile(&all)
+			if s.reconcile(&all) {
+				s.report()
+			}
 		}
 	}
 	s.mu.Lock()
@@ -328,12 +330,13 @@ func (s *Speaker) wanted() map[place]Session {
 }
 
 // reconcile makes the sessions those of s.want. A session is over, and its connection closed, before the next one of its
-// place, or of another peer with the same router, connects: a router takes two for a collision.
-func (s *Speaker) reconcile(all *sync.WaitGroup) {
+// place, or of another peer with the same router, connects: a router takes two for a collision. gone says that one has no
+// next.
+func (s *Speaker) reconcile(all *sync.WaitGroup) (gone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.want == nil || s.addrs == nil {
-		return
+		return false
 	}
 	s.ending = slices.DeleteFunc(s.ending, func(ses *session) bool {
 		select {
@@ -356,6 +359,7 @@ func (s *Speaker) reconcile(all *sync.WaitGroup) {
 		ses.stop(how)
 		if s.ending = append(s.ending, ses); !ok {
 			delete(s.sessions, at)
+			gone = true
 		}
 	}
 	for at, w := range want {
@@ -374,6 +378,7 @@ func (s *Speaker) reconcile(all *sync.WaitGroup) {
 		s.sessions[at] = ses
 		all.Go(ses.run)
 	}
+	return gone
 }
 
 // check says why the Peer cannot have a session, nil if it can.

@@ -1128,6 +1128,23 @@ func TestBFDFollowsOptions(t *testing.T) {
 	})
 }
 
+// A BFD session that ends before the BGP session is up has no part in it: the peer may be as slow as any.
+func TestBFDDownBeforeTheSession(t *testing.T) {
+	simulate(t, Config{Leave: -1}, func(w *world) {
+		r := w.router("192.0.2.2")
+		w.Set([]Session{{r.peer(), routesTo("203.0.113.1/32")}})
+		c := r.accept()
+		synctest.Wait() // in OpenSent
+		w.sessions[place{peer: "192.0.2.2"}].bfdChanged(bfd.Status{Was: bfd.Up, State: bfd.Down, Diag: bfd.DiagTimeExpired, RemoteState: bfd.Up})
+		c.establish(routerOpen())
+		time.Sleep(time.Minute)
+		c.follow()
+		if got, st := c.route("203.0.113.1/32"), w.only(); got == "" || st.State != Established {
+			t.Errorf("the route is %q, status %+v", got, st)
+		}
+	})
+}
+
 // Next hops follow the addresses of the node in a session that stands.
 func TestNextHopsFollow(t *testing.T) {
 	simulate(t, Config{Leave: -1}, func(w *world) {
@@ -1174,7 +1191,8 @@ func TestNextHopsFollow(t *testing.T) {
 
 // There is a session with each gateway of the default route; those of a route that is gone for a moment stay.
 func TestEveryGateway(t *testing.T) {
-	simulate(t, Config{Leave: -1}, func(w *world) {
+	var changes atomic.Int32
+	simulate(t, Config{Leave: -1, OnChange: func() { changes.Add(1) }}, func(w *world) {
 		a, b := w.router("192.0.2.2"), w.router("192.0.2.3")
 		p := a.peer()
 		p.Name, p.Address, p.DefaultGateway = "tor", netip.Addr{}, GatewayIPv4
@@ -1201,6 +1219,15 @@ func TestEveryGateway(t *testing.T) {
 		w.change(func() { w.defaults = []netip.Addr{b.addr} })
 		if st := w.only(); st.Address != b.addr || st.Ups != 1 {
 			t.Errorf("with one gateway left: %+v", st)
+		}
+		// One that never answered goes, and that is told too.
+		w.change(func() { w.defaults = []netip.Addr{b.addr, netip.MustParseAddr("192.0.2.4")} })
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		before := changes.Load()
+		w.change(func() { w.defaults = []netip.Addr{b.addr} })
+		if synctest.Wait(); len(w.Status()) != 1 || changes.Load() == before {
+			t.Errorf("%d changes of status, %+v", changes.Load()-before, w.Status())
 		}
 		var n *Notification
 		ends[0].mu.Lock()

@@ -76,7 +76,7 @@ func (s *session) bfdChanged(st bfd.Status) {
 		default:
 		}
 		s.mu.Lock()
-		if s.conn != nil {
+		if s.conn != nil && s.status.State == Established {
 			s.conn.hasten() // a write that hangs would not notice
 		}
 		s.mu.Unlock()
