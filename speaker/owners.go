@@ -49,12 +49,12 @@ func (r *reconciler) decideLayer2(addr netip.Addr) bool {
 	case d.Backup:
 		rank = 1
 	}
-	if d.Owner != "" && s.Claimed(addr) {
-		defer func() { r.known[addr] = true }()
-	}
 	claims := s.ClaimsOn(addr)
 	if !had && rank != leaving && !r.ready(addr, claims) {
 		return false
+	}
+	if d.Owner != "" && s.Claimed(addr) {
+		defer func() { r.known[addr] = true }()
 	}
 	stays := func() bool {
 		return s.View().Can(addr, claims, r.node) || s.View().Leaves(r.node, addr, claims)

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/events"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/speaker/layer2"
 )
 
 // A node that gets its first endpoint of a Service with policy Local announces all its addresses when its Service proxy
@@ -148,6 +149,14 @@ func TestLayer2ServiceThatMoves(t *testing.T) {
 		wrote.Store(time.Now().UnixNano())
 		time.Sleep(readyInterval)
 		expect("it has", "192.0.2.2 standby")
+
+		w.r.acd = layer2.DefaultProbe()
+		w.set(svc("third", "192.0.2.7"), endpoints("third", "b"))
+		expect("new and this node's, and the proxy has not written it", "192.0.2.2 standby")
+		time.Sleep(100 * time.Millisecond)
+		wrote.Store(time.Now().UnixNano())
+		time.Sleep(readyInterval)
+		expect("it has, and whether somebody else has the address is asked", "192.0.2.2 standby; 192.0.2.7 probes {3 200ms}")
 	})
 }
 
