@@ -32,11 +32,12 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/explain"
+	"github.com/clarionlb/clarion/internal/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
@@ -370,7 +371,7 @@ func quarantines(t *testing.T, count int) *services {
 	for _, o := range objects {
 		store.set(o)
 	}
-	set := setOf([]v1beta1.IPAddressPool{*p})
+	set := allocate.Pools([]v1beta1.IPAddressPool{*p})
 	plan, err := planOf(t.Context(), store, []v1beta1.IPAddressPool{*p}, set)
 	if err != nil || plan == nil {
 		t.Fatal(plan, err)

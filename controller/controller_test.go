@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/test/lab"
 )
 
@@ -487,7 +488,7 @@ func TestNotOurs(t *testing.T) {
 	a.wants("a", "Allocated", []string{"203.0.113.0"})
 	a.eventually(func() error {
 		svc := a.get("adopted")
-		if !managed(svc) || meta.FindStatusCondition(svc.Status.Conditions, "example.com/Theirs") == nil || svc.Status.LoadBalancer.Ingress[0].IP != "203.0.113.3" {
+		if !allocate.Managed(svc) || meta.FindStatusCondition(svc.Status.Conditions, "example.com/Theirs") == nil || svc.Status.LoadBalancer.Ingress[0].IP != "203.0.113.3" {
 			return fmt.Errorf("status is %+v", svc.Status)
 		}
 		return nil
@@ -604,7 +605,7 @@ func TestPoisonedService(t *testing.T) {
 		}
 		seen[ip] = true
 	}
-	if managed(a.get("a-poisoned")) {
+	if allocate.Managed(a.get("a-poisoned")) {
 		t.Error("the policy did not work")
 	}
 	a.eventually(func() error {
@@ -651,7 +652,7 @@ func (a *api) statuses() map[string]string {
 	for i := range list.Items {
 		svc := &list.Items[i]
 		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-			out[svc.Name] = fmt.Sprint(svc.ResourceVersion, ingressOf(svc))
+			out[svc.Name] = fmt.Sprint(svc.ResourceVersion, allocate.Ingress(svc))
 		}
 	}
 	return out
@@ -669,7 +670,7 @@ func (a *api) unique() {
 			if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 				continue
 			}
-			addrs := ingressOf(svc)
+			addrs := allocate.Ingress(svc)
 			if len(addrs) == 0 {
 				return fmt.Errorf("%s has no address", svc.Name)
 			}
@@ -951,7 +952,7 @@ func TestNamespaceLabels(t *testing.T) {
 		t.Helper()
 		a.eventually(func() error {
 			a.ok(a.Get(t.Context(), client.ObjectKeyFromObject(svc), svc))
-			if got := fmt.Sprint(ingressOf(svc), svc.Status.Conditions); !strings.Contains(got, words) {
+			if got := fmt.Sprint(allocate.Ingress(svc), svc.Status.Conditions); !strings.Contains(got, words) {
 				return fmt.Errorf("status is %s, want %s", got, words)
 			}
 			return nil

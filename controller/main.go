@@ -2,7 +2,7 @@
 // everything that users wrote. It is the only writer of Service status and of the status of configuration objects, but
 // for what speakers say of themselves; of several replicas the one that holds a lease writes.
 //
-// What is decided is in the pure packages controller/ipam and internal/announce; this one reads objects, asks them, and
+// What is decided is in the pure packages internal/ipam and internal/announce; this one reads objects, asks them, and
 // writes the answers.
 package main
 
@@ -35,6 +35,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/internal/metricsauth"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/internal/version"
@@ -43,7 +44,7 @@ import (
 // options are the flags.
 type options struct {
 	namespace     string
-	class         class
+	class         allocate.Class
 	ignoreExclude bool
 	leaderElect   bool
 	lease         timing
@@ -57,8 +58,8 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.namespace, "namespace", envOr("POD_NAMESPACE", "clarion-system"), "Clarion's namespace, with its Lease and its Secret (default $POD_NAMESPACE)")
-	flag.StringVar(&o.class.name, "load-balancer-class", v1beta1.LoadBalancerClass, "the loadBalancerClass of the Services to serve")
-	flag.BoolVar(&o.class.byDefault, "default-class", true, "serve Services of type LoadBalancer without a loadBalancerClass too")
+	flag.StringVar(&o.class.Name, "load-balancer-class", v1beta1.LoadBalancerClass, "the loadBalancerClass of the Services to serve")
+	flag.BoolVar(&o.class.Default, "default-class", true, "serve Services of type LoadBalancer without a loadBalancerClass too")
 	flag.BoolVar(&o.ignoreExclude, "ignore-exclude-label", false, "nodes with the label node.kubernetes.io/exclude-from-external-load-balancers announce too; as for the speaker")
 	flag.BoolVar(&o.leaderElect, "leader-elect", true, "work only while holding the Lease "+v1beta1.LeaseName+"; needed with more than one replica")
 	flag.DurationVar(&o.lease.duration, "lease-duration", 15*time.Second, "after how long without a renewal another replica takes the Lease")
@@ -151,7 +152,7 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 			return fmt.Errorf("leases: %w", err)
 		}
 		l := newLease(leases.Leases(o.namespace), identity, map[string]string{
-			v1beta1.AnnotationClass: o.class.name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.byDefault),
+			v1beta1.AnnotationClass: o.class.Name, v1beta1.AnnotationDefaultClass: strconv.FormatBool(o.class.Default),
 			v1beta1.AnnotationIgnoreExcludeLabel: strconv.FormatBool(o.ignoreExclude), v1beta1.AnnotationVersion: version.String(),
 		}, o.lease)
 		holds, elect = l.holds, func(ctx context.Context, lead func(context.Context)) error { return l.elect(ctx, log, lead) }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +31,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/allocate"
+	"github.com/clarionlb/clarion/internal/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/internal/text"
@@ -198,16 +198,7 @@ func (p *pools) read(ctx context.Context) (*v1beta1.IPAddressPoolList, *pool.Set
 	if err != nil {
 		return nil, nil, err
 	}
-	return list, setOf(list.Items, taken...), nil
-}
-
-func setOf(objects []v1beta1.IPAddressPool, taken ...pool.Use) *pool.Set {
-	var all []*pool.Pool
-	for i := range objects {
-		p, _ := pool.Parse(&objects[i]) // a pool that is wrong carries its error
-		all = append(all, p)
-	}
-	return pool.NewSetBeside(taken, all...)
+	return list, allocate.Pools(list.Items, taken...), nil
 }
 
 // Reconcile gives changed pools to services and writes those statuses that are not what they should be.
@@ -292,37 +283,19 @@ func (p *pools) note(name string, w *written) {
 	p.written[name] = w
 }
 
-// taken is the addresses of nodes and the ranges of Services' cluster addresses, in a fixed order.
+// taken is what the cluster has itself.
 func (p *pools) taken(ctx context.Context) ([]pool.Use, error) {
-	var out []pool.Use
 	var nodes corev1.NodeList
 	if err := p.client.List(ctx, &nodes); err != nil {
 		return nil, fmt.Errorf("list Nodes: %w", err)
 	}
-	for i := range nodes.Items {
-		for _, a := range nodes.Items[i].Status.Addresses {
-			if addr, err := netip.ParseAddr(a.Address); err == nil {
-				out = append(out, pool.Use{Kind: v1beta1.ReasonNodeAddress, By: "node " + nodes.Items[i].Name, Addresses: pool.Ranges{pool.FromAddr(addr.Unmap().WithZone(""))}})
-			}
-		}
-	}
+	var cidrs networkingv1.ServiceCIDRList
 	if p.cidrs {
-		var cidrs networkingv1.ServiceCIDRList
 		if err := p.client.List(ctx, &cidrs); err != nil {
 			return nil, fmt.Errorf("list ServiceCIDRs: %w", err)
 		}
-		for i := range cidrs.Items {
-			for _, c := range cidrs.Items[i].Spec.CIDRs {
-				if prefix, err := netip.ParsePrefix(c); err == nil {
-					out = append(out, pool.Use{Kind: v1beta1.ReasonServiceCIDR, By: "ServiceCIDR " + cidrs.Items[i].Name, Addresses: pool.Ranges{pool.FromPrefix(prefix)}})
-				}
-			}
-		}
 	}
-	slices.SortFunc(out, func(a, b pool.Use) int {
-		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.By, b.By), a.Addresses[0].First.Compare(b.Addresses[0].First))
-	})
-	return out, nil
+	return allocate.Taken(nodes.Items, cidrs.Items), nil
 }
 
 // status is what a pool's status should be.

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,8 +13,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/internal/announce"
+	"github.com/clarionlb/clarion/internal/ipam"
+	"github.com/clarionlb/clarion/internal/pool"
 	"github.com/clarionlb/clarion/internal/snapshot"
 )
 
@@ -99,7 +100,7 @@ func (s *services) counts(c claim) bool {
 		if s.announced[c.addr] == r.Service {
 			return false
 		}
-		claims = append(claims, claimsOf(r)...)
+		claims = append(claims, allocate.Claims(r)...)
 	}
 	may := false
 	s.claims(c.addr, func(known []announce.Claim) {
@@ -191,30 +192,31 @@ func only(heard map[netip.Addr]string) map[netip.Addr]bool {
 	return out
 }
 
-// listed is the addresses that were in quarantine, and those that rested, when the controller before this one wrote last,
-// and which pools' statuses count addresses.
+// listed is allocate.Past of the pools as the API server has them, and which pools' statuses count addresses.
 func listed(ctx context.Context, live client.Reader) (quarantined map[netip.Addr]bool, rests []ipam.Rest, counts map[string]*count, err error) {
 	var list v1beta1.IPAddressPoolList
 	if err := live.List(ctx, &list); err != nil {
 		return nil, nil, nil, fmt.Errorf("list IPAddressPools: %w", err)
 	}
-	quarantined, counts = map[netip.Addr]bool{}, map[string]*count{}
+	counts = map[string]*count{}
 	for i := range list.Items {
-		status := &list.Items[i].Status
-		counts[list.Items[i].Name] = &count{some: countsSome(status)}
-		for _, text := range status.Quarantined {
-			if addr, err := netip.ParseAddr(text); err == nil {
-				quarantined[addr] = true
-			}
-		}
-		for _, r := range status.Resting {
-			ns, name, _ := strings.Cut(r.Service, "/")
-			if addr, err := netip.ParseAddr(r.Address); err == nil {
-				rests = append(rests, ipam.Rest{Addr: addr, Last: key{Namespace: ns, Name: name}, Until: r.Until.Time})
-			}
-		}
+		counts[list.Items[i].Name] = &count{some: countsSome(&list.Items[i].Status)}
 	}
+	quarantined, rests = allocate.Past(list.Items)
 	return quarantined, rests, counts, nil
+}
+
+// planOf is allocate.Plan of the objects in the cache.
+func planOf(ctx context.Context, c client.Reader, pools []v1beta1.IPAddressPool, set *pool.Set) (*announce.View, error) {
+	var ads v1beta1.L2AdvertisementList
+	var nodes corev1.NodeList
+	if err := c.List(ctx, &ads); err != nil {
+		return nil, fmt.Errorf("list L2Advertisements: %w", err)
+	}
+	if err := c.List(ctx, &nodes, client.UnsafeDisableDeepCopy); err != nil {
+		return nil, fmt.Errorf("list Nodes: %w", err)
+	}
+	return allocate.Plan(pools, ads.Items, nodes.Items, set), nil
 }
 
 // sameReports says whether two statuses of a speaker are alike in what claimsIn reads.

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 )
 
 func TestRequestOf(t *testing.T) {
@@ -76,7 +77,7 @@ func TestRequestOf(t *testing.T) {
 			if _, err := trimService(svc); err != nil {
 				t.Fatal(err)
 			}
-			r := class{v1beta1.LoadBalancerClass, true}.request(svc, labels.Set{"ns": "label"})
+			r := allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}.Request(svc, labels.Set{"ns": "label"})
 			var got []string
 			add := func(name string, v any, usual string) {
 				if s := fmt.Sprint(v); s != usual {
@@ -113,7 +114,7 @@ func FuzzAnnotations(f *testing.F) {
 		svc.Spec.Type = corev1.ServiceTypeLoadBalancer
 		svc.Annotations = map[string]string{v1beta1.AnnotationAddresses: addresses, v1beta1.AnnotationAddressPool: pools}
 		svc.Spec.LoadBalancerIP = ip
-		r := class{v1beta1.LoadBalancerClass, true}.request(svc, nil)
+		r := allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}.Request(svc, nil)
 		if r.Problem != "" && len(r.Addresses) > 0 || len(r.Addresses) > 2 {
 			t.Fatalf("read as %+v", r)
 		}
@@ -151,7 +152,7 @@ func TestFieldsAbsent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := class{v1beta1.LoadBalancerClass, true}.request(o.(*corev1.Service), nil)
+		r := allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}.Request(o.(*corev1.Service), nil)
 		if got := fmt.Sprintf("families %v has %v holds %v", r.Families, r.Current, r.Held); got != tt.want || r.Problem != "" {
 			t.Errorf("%s: %s, problem %q; want %s", tt.name, got, r.Problem, tt.want)
 		}

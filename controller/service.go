@@ -33,8 +33,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/internal/announce"
+	"github.com/clarionlb/clarion/internal/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
 	"github.com/clarionlb/clarion/internal/text"
 )
@@ -59,7 +60,7 @@ type (
 type services struct {
 	client   client.Client // reads from the cache
 	live     client.Reader // reads from the API server
-	class    class
+	class    allocate.Class
 	holds    func() bool // whether this controller may write
 	counters *counters
 	events   events.EventRecorder
@@ -110,7 +111,7 @@ type failure struct {
 
 // setupServices adds the reconciler to the manager. It runs on standbys too, so that its cache is filled, and decides
 // nothing there: see lead.
-func setupServices(mgr manager.Manager, cl class, holds func() bool, n *counters, log *slog.Logger) (*services, error) {
+func setupServices(mgr manager.Manager, cl allocate.Class, holds func() bool, n *counters, log *slog.Logger) (*services, error) {
 	s := &services{
 		client: mgr.GetClient(), live: mgr.GetAPIReader(), class: cl, holds: holds, counters: n,
 		events: mgr.GetEventRecorder("clarion-controller"), log: log, changed: func() {},
@@ -156,7 +157,7 @@ func (s *services) seen(svc *corev1.Service) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch _, waits := s.born[k]; {
-	case len(svc.Status.LoadBalancer.Ingress) > 0 || !s.class.serves(svc):
+	case len(svc.Status.LoadBalancer.Ingress) > 0 || !s.class.Serves(svc):
 		delete(s.born, k)
 	case !waits:
 		// Kubernetes keeps whole seconds, which is too coarse for a Service that has just been made.
@@ -246,12 +247,12 @@ func (s *services) load(ctx context.Context) error {
 			svc := &page.Items[i]
 			var nsLabels labels.Set
 			var err error
-			if s.class.serves(svc) {
+			if s.class.Serves(svc) {
 				if nsLabels, err = s.namespaceLabels(ctx, svc.Namespace); client.IgnoreNotFound(err) != nil {
 					return err
 				}
 			}
-			r := s.class.request(svc, nsLabels)
+			r := s.class.Request(svc, nsLabels)
 			if err != nil {
 				r.Problem = err.Error() // it keeps what it has
 			}
@@ -273,7 +274,7 @@ func (s *services) load(ctx context.Context) error {
 	for i := range cached.Items {
 		if svc := &cached.Items[i]; svc.Spec.Type != corev1.ServiceTypeLoadBalancer && len(svc.Spec.ExternalIPs) > 0 {
 			if _, known := versions[client.ObjectKeyFromObject(svc)]; !known {
-				reqs = append(reqs, s.class.request(svc, nil))
+				reqs = append(reqs, s.class.Request(svc, nil))
 			}
 		}
 	}
@@ -288,13 +289,9 @@ func (s *services) load(ctx context.Context) error {
 		}
 	}
 	now := time.Now()
-	s.table.SetPools(set, now)
 	s.plan = plan
-	s.table.SetHomes(homesIn(plan))
-	s.table.Remember(rests, now)
-	s.table.Quarantine(past, now) // pools.Reconcile says what is heard now
-	s.table.Load(reqs, now)
-	s.table.Dirty() // every Service is looked at now anyway
+	allocate.Load(s.table, set, allocate.Homes(plan), past, rests, reqs, now) // pools.Reconcile says what is heard now
+	s.table.Dirty()                                                           // every Service is looked at now anyway
 	s.versions, s.poolCounts = versions, counts
 	s.loaded = true
 	s.log.Info("assignments adopted", "services", len(reqs), "pools", len(set.Preferred()), "quarantined", len(past), "resting", len(rests), "took", time.Since(start))
@@ -324,7 +321,7 @@ func (s *services) setPlan(plan *announce.View) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plan = plan
-	s.table.SetHomes(homesIn(plan))
+	s.table.SetHomes(allocate.Homes(plan))
 }
 
 // usage is how full each pool is. A standby does not know.
@@ -365,13 +362,13 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		return reconcile.Result{}, err
 	}
 	var nsLabels labels.Set
-	if s.class.serves(svc) {
+	if s.class.Serves(svc) {
 		var err error
 		if nsLabels, err = s.namespaceLabels(ctx, k.Namespace); err != nil {
 			return reconcile.Result{}, err
 		}
 	}
-	r := s.class.request(svc, nsLabels)
+	r := s.class.Request(svc, nsLabels)
 	if r.Other && leftover(svc) {
 		return s.clear(ctx, svc)
 	}
@@ -391,7 +388,7 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	s.mu.Unlock()
 	if res.Reason == v1beta1.ReasonForeign {
 		s.tell(svc, "OtherController", fmt.Sprintf("somebody else has given the Service %v, which no IPAddressPool gives out, so Clarion leaves it alone; "+
-			"make a pool with the address, or have the other controller leave the Service", ingressOf(svc)))
+			"make a pool with the address, or have the other controller leave the Service", allocate.Ingress(svc)))
 		return reconcile.Result{}, nil
 	}
 	return s.inTurn(k, func() (reconcile.Result, error) {
@@ -492,7 +489,7 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 	if waited && len(addrs) > 0 {
 		s.counters.latency.Observe(now.Sub(born).Seconds())
 	}
-	log := s.log.With("service", k.String(), "addresses", addrs, "was", ingressOf(svc), "reason", next.Reason, "message", next.Message)
+	log := s.log.With("service", k.String(), "addresses", addrs, "was", allocate.Ingress(svc), "reason", next.Reason, "message", next.Message)
 	switch news := moved || old == nil || old.Reason != next.Reason; {
 	case res.Notice != "":
 		log.Warn("address lost", "why", res.Notice)
@@ -578,11 +575,11 @@ const (
 // Clarion will not. It returns how long to wait before it is time.
 func (s *services) tellClass(svc *corev1.Service) time.Duration {
 	age := time.Since(svc.CreationTimestamp.Time)
-	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || s.class.serves(svc) || len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || age > otherTold {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer || s.class.Serves(svc) || len(svc.Status.LoadBalancer.Ingress) > 0 || svc.DeletionTimestamp != nil || age > otherTold {
 		return 0
 	}
 	after := otherClassAfter
-	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", s.class.name)
+	has, serves := "has no loadBalancerClass", fmt.Sprintf("%q", s.class.Name)
 	if class := svc.Spec.LoadBalancerClass; class != nil {
 		if strings.HasPrefix(*class, v1beta1.GroupVersion.Group+"/") {
 			after = typoClassAfter
@@ -592,7 +589,7 @@ func (s *services) tellClass(svc *corev1.Service) time.Duration {
 	if age < after {
 		return after - age
 	}
-	if s.class.byDefault {
+	if s.class.Default {
 		serves += ", or Services without a class"
 	}
 	s.tell(svc, "OtherClass", "the Service "+has+" and no controller has given it an address; Clarion only serves the class "+serves)
@@ -641,7 +638,7 @@ func (s *services) gone(ctx context.Context, k key) error {
 
 // leftover says whether a Service of another type has something in its status that was written while it was a LoadBalancer.
 func leftover(svc *corev1.Service) bool {
-	return svc.Spec.Type != corev1.ServiceTypeLoadBalancer && (managed(svc) || meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced) != nil)
+	return svc.Spec.Type != corev1.ServiceTypeLoadBalancer && (allocate.Managed(svc) || meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAnnounced) != nil)
 }
 
 // clear takes back what was written into the status of a Service that no longer asks for addresses. It has them until the

@@ -24,13 +24,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/internal/announce"
 )
 
 // newServices is a reconciler, already loaded, with pools and nothing else.
 func newServices(t *testing.T, cached client.Client, live client.Reader, pools ...v1beta1.IPAddressPool) *services {
 	s := &services{
-		client: cached, live: live, class: class{v1beta1.LoadBalancerClass, true}, leads: true, holds: func() bool { return true },
+		client: cached, live: live, class: allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}, leads: true, holds: func() bool { return true },
 		events: events.NewFakeRecorder(100), log: slog.New(slog.DiscardHandler), changed: func() {}, waits: func() {}, claims: func(_ netip.Addr, ask func([]announce.Claim)) { ask(nil) },
 		loaded: true, turns: newTurns(), born: map[key]time.Time{}, told: map[key]types.UID{}, memory: newMemory(),
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]()),
@@ -39,7 +40,7 @@ func newServices(t *testing.T, cached client.Client, live client.Reader, pools .
 	if s.counters, err = newCounters(prometheus.NewRegistry()); err != nil {
 		t.Fatal(err)
 	}
-	s.table.SetPools(setOf(pools), time.Now())
+	s.table.SetPools(allocate.Pools(pools), time.Now())
 	for _, p := range pools { // as if others had addresses of it
 		s.poolCounts[p.Name] = &count{some: true}
 	}
@@ -74,8 +75,8 @@ func TestNewNamespace(t *testing.T) {
 	if _, err := s.Reconcile(t.Context(), req); err != nil {
 		t.Fatal(err)
 	}
-	if err := cached.Get(t.Context(), req.NamespacedName, svc); err != nil || len(ingressOf(svc)) != 1 || ingressOf(svc)[0].String() != "203.0.113.0" {
-		t.Errorf("with its namespace it has %v, %v; want 203.0.113.0", ingressOf(svc), err)
+	if err := cached.Get(t.Context(), req.NamespacedName, svc); err != nil || len(allocate.Ingress(svc)) != 1 || allocate.Ingress(svc)[0].String() != "203.0.113.0" {
+		t.Errorf("with its namespace it has %v, %v; want 203.0.113.0", allocate.Ingress(svc), err)
 	}
 }
 
@@ -105,7 +106,7 @@ func TestTypeChangedAway(t *testing.T) {
 		}
 		return res.RequeueAfter > 0
 	}
-	if again := step(); again || !managed(svc) || len(ingressOf(svc)) != 1 {
+	if again := step(); again || !allocate.Managed(svc) || len(allocate.Ingress(svc)) != 1 {
 		t.Fatalf("status is %+v", svc.Status)
 	}
 	svc.Spec.Type = corev1.ServiceTypeClusterIP
@@ -120,7 +121,7 @@ func TestTypeChangedAway(t *testing.T) {
 		t.Error("its address is free though its status names it")
 	}
 	fails = nil
-	if again := step(); again || len(svc.Status.Conditions) > 0 || len(ingressOf(svc)) > 0 {
+	if again := step(); again || len(svc.Status.Conditions) > 0 || len(allocate.Ingress(svc)) > 0 {
 		t.Errorf("status is %+v", svc.Status)
 	}
 	step() // the cache says so now
@@ -144,7 +145,7 @@ func TestTellClass(t *testing.T) {
 		} {
 			c := fake.NewClientBuilder().Build()
 			s := newServices(t, c, c)
-			s.class.byDefault = false
+			s.class.Default = false
 			defer s.queue.ShutDown()
 			told := func() string {
 				select {

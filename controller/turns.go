@@ -10,7 +10,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
-	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/allocate"
+	"github.com/clarionlb/clarion/internal/ipam"
 )
 
 // A write that takes longer than slowWrite makes its namespace slow, as an admission webhook does that hangs. Of a slow
@@ -102,7 +103,7 @@ func (s *services) contested(svc *corev1.Service, res *ipam.Result) time.Duratio
 	defer s.mu.Unlock()
 	c := s.contests[k]
 	switch {
-	case c == nil || !slices.Equal(c.wrote, addrs) || sameIngress(svc, addrs) && managed(svc):
+	case c == nil || !slices.Equal(c.wrote, addrs) || sameIngress(svc, addrs) && allocate.Managed(svc):
 		return 0
 	case now.Before(c.next):
 		return c.next.Sub(now)
@@ -110,9 +111,9 @@ func (s *services) contested(svc *corev1.Service, res *ipam.Result) time.Duratio
 		c.times = 0
 	}
 	if c.times++; c.times == contestPatience {
-		s.log.Warn("status is contested", "service", k.String(), "wrote", addrs, "found", ingressOf(svc))
+		s.log.Warn("status is contested", "service", k.String(), "wrote", addrs, "found", allocate.Ingress(svc))
 		s.event(svc, corev1.EventTypeWarning, "StatusContested", fmt.Sprintf("somebody else rewrites the addresses in the status, %v to %v; they are written again, "+
-			"but ever more rarely; kubectl get service %s -o yaml --show-managed-fields tells who it is", addrs, ingressOf(svc), svc.Name))
+			"but ever more rarely; kubectl get service %s -o yaml --show-managed-fields tells who it is", addrs, allocate.Ingress(svc), svc.Name))
 	}
 	c.next = now
 	if over := c.times - contestPatience; over >= 0 {

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 )
 
 var lanPool = newPool("lan", v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"198.18.0.0/16"}})
@@ -80,7 +81,7 @@ func TestStatusContested(t *testing.T) {
 		if told != 1 {
 			t.Errorf("the user was told %d times", told)
 		}
-		if step(); len(ingressOf(svc)) != 1 {
+		if step(); len(allocate.Ingress(svc)) != 1 {
 			t.Errorf("status is %+v", svc.Status)
 		}
 		time.Sleep(contestLast + contestOver + time.Second)
@@ -190,8 +191,8 @@ func TestLoadBeside(t *testing.T) {
 	if _, err := s.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKeyFromObject(ours)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Get(t.Context(), client.ObjectKeyFromObject(ours), ours); err != nil || fmt.Sprint(ingressOf(ours)) != "[198.18.0.3]" {
-		t.Errorf("it was given %v, %v; want the first that nobody has and that does not rest", ingressOf(ours), err)
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(ours), ours); err != nil || fmt.Sprint(allocate.Ingress(ours)) != "[198.18.0.3]" {
+		t.Errorf("it was given %v, %v; want the first that nobody has and that does not rest", allocate.Ingress(ours), err)
 	}
 	if !free {
 		t.Error("everything waits for the API server's lists")
@@ -208,7 +209,7 @@ func TestLoadBeside(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got corev1.Service
-	if err := c.Get(t.Context(), next.NamespacedName, &got); err != nil || managed(&got) {
+	if err := c.Get(t.Context(), next.NamespacedName, &got); err != nil || allocate.Managed(&got) {
 		t.Errorf("a standby wrote %+v, %v", got.Status, err)
 	}
 }

@@ -10,9 +10,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/config"
+	"github.com/clarionlb/clarion/internal/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
 )
 

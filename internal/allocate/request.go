@@ -1,4 +1,6 @@
-package main
+// Package allocate says what the API's objects mean to package ipam: which addresses a Service asks for, what the pools
+// are beside what the cluster has itself, and where the addresses of the local network would be announced. It is pure.
+package allocate
 
 import (
 	"fmt"
@@ -8,12 +10,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/controller/ipam"
+	"github.com/clarionlb/clarion/internal/ipam"
 	"github.com/clarionlb/clarion/internal/pool"
 )
 
@@ -25,28 +26,27 @@ var (
 	sharingNames   = []string{v1beta1.AnnotationAllowSharedIP, "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"}
 )
 
-// metallbFromPool is an annotation in which MetalLB says which pool an address is from.
-const metallbFromPool = "metallb.io/ip-allocated-from-pool"
-
-// class is which Services of type LoadBalancer are Clarion's.
-type class struct {
-	name      string // of spec.loadBalancerClass
-	byDefault bool   // those without a class too
+// Class is which Services of type LoadBalancer are Clarion's.
+type Class struct {
+	// Name of spec.loadBalancerClass.
+	Name string
+	// Default says that those without a class are too.
+	Default bool
 }
 
-// serves says whether a Service asks for addresses from this controller.
-func (c class) serves(svc *corev1.Service) bool {
+// Serves says whether a Service asks for addresses from this controller.
+func (c Class) Serves(svc *corev1.Service) bool {
 	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return false
 	}
 	if svc.Spec.LoadBalancerClass == nil {
-		return c.byDefault
+		return c.Default
 	}
-	return *svc.Spec.LoadBalancerClass == c.name
+	return *svc.Spec.LoadBalancerClass == c.Name
 }
 
-// request is a Service as allocation sees it. Of one that is not served, or is about to go, that is what it holds.
-func (c class) request(svc *corev1.Service, namespaceLabels labels.Set) ipam.Request {
+// Request is a Service as allocation sees it. Of one that is not served, or is about to go, that is what it holds.
+func (c Class) Request(svc *corev1.Service, namespaceLabels labels.Set) ipam.Request {
 	r := ipam.Request{
 		Service: types.NamespacedName{Namespace: svc.Namespace, Name: svc.Name},
 		Created: svc.CreationTimestamp.Time,
@@ -56,16 +56,16 @@ func (c class) request(svc *corev1.Service, namespaceLabels labels.Set) ipam.Req
 			r.Held = append(r.Held, a.Unmap())
 		}
 	}
-	serves := c.serves(svc)
+	serves := c.Serves(svc)
 	if !serves || svc.DeletionTimestamp != nil || foreign(svc) {
-		r.Other, r.Terminating = true, serves && svc.DeletionTimestamp != nil && managed(svc)
+		r.Other, r.Terminating = true, serves && svc.DeletionTimestamp != nil && Managed(svc)
 		if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-			r.Held = append(r.Held, ingressOf(svc)...)
+			r.Held = append(r.Held, Ingress(svc)...)
 		}
 		return r
 	}
 	r.Labels, r.NamespaceLabels = svc.Labels, namespaceLabels
-	r.Families, r.Current, r.Managed = familiesOf(svc), ingressOf(svc), managed(svc)
+	r.Families, r.Current, r.Managed = familiesOf(svc), Ingress(svc), Managed(svc)
 	if p := svc.Spec.IPFamilyPolicy; p != nil {
 		r.RequireAll = *p == corev1.IPFamilyPolicyRequireDualStack
 	}
@@ -78,18 +78,18 @@ func (c class) request(svc *corev1.Service, namespaceLabels labels.Set) ipam.Req
 			r.Local = "endpoints of " + svc.Name // made by hand, so no other Service's
 		}
 	}
-	_, r.SharingKey = annotation(svc, sharingNames)
+	_, r.SharingKey = Annotation(svc, sharingNames)
 	var err error
 	if r.Addresses, err = requestedAddresses(svc); err != nil {
 		r.Problem = err.Error()
 	}
-	_, names := annotation(svc, poolNames)
+	_, names := Annotation(svc, poolNames)
 	r.Pools = splitList(names)
 	return r
 }
 
-// annotation is the first of the named annotations that the Service has, and its value.
-func annotation(svc *corev1.Service, names []string) (name, value string) {
+// Annotation is the first of the named annotations that the Service has, and its value.
+func Annotation(svc *corev1.Service, names []string) (name, value string) {
 	for _, n := range names {
 		if v, ok := svc.Annotations[n]; ok {
 			return n, strings.TrimSpace(v)
@@ -97,6 +97,9 @@ func annotation(svc *corev1.Service, names []string) (name, value string) {
 	}
 	return "", ""
 }
+
+// Annotations are the names of those annotations that Request reads.
+func Annotations() [][]string { return [][]string{addressesNames, poolNames, sharingNames} }
 
 // splitList reads a comma-separated list, without repetitions.
 func splitList(s string) []string {
@@ -112,7 +115,7 @@ func splitList(s string) []string {
 // requestedAddresses reads the addresses that a Service asks for by annotation or spec.loadBalancerIP. When it has both
 // they must agree.
 func requestedAddresses(svc *corev1.Service) ([]netip.Addr, error) {
-	name, value := annotation(svc, addressesNames)
+	name, value := Annotation(svc, addressesNames)
 	var out []netip.Addr
 	for _, item := range splitList(value) {
 		a, err := pool.ParseAddr(item)
@@ -151,8 +154,8 @@ func familiesOf(svc *corev1.Service) []pool.Family {
 	return out
 }
 
-// ingressOf is the addresses in the Service's status.
-func ingressOf(svc *corev1.Service) []netip.Addr {
+// Ingress is the addresses in the Service's status.
+func Ingress(svc *corev1.Service) []netip.Addr {
 	var out []netip.Addr
 	for _, i := range svc.Status.LoadBalancer.Ingress {
 		if a, err := netip.ParseAddr(i.IP); err == nil {
@@ -162,50 +165,14 @@ func ingressOf(svc *corev1.Service) []netip.Addr {
 	return out
 }
 
-// managed says whether Clarion has written the Service's status before.
-func managed(svc *corev1.Service) bool {
+// Managed says whether Clarion has written the Service's status before.
+func Managed(svc *corev1.Service) bool {
 	return meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated) != nil
 }
 
 // foreign says whether another controller has given the Service a host name. Only addresses can be adopted.
 func foreign(svc *corev1.Service) bool {
-	return !managed(svc) && slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(i corev1.LoadBalancerIngress) bool {
+	return !Managed(svc) && slices.ContainsFunc(svc.Status.LoadBalancer.Ingress, func(i corev1.LoadBalancerIngress) bool {
 		return i.Hostname != ""
 	})
-}
-
-// trimService drops from Services in the cache what nobody here reads. It keeps what internal/snapshot uses.
-func trimService(o any) (any, error) {
-	svc, ok := o.(*corev1.Service)
-	if !ok {
-		return o, nil
-	}
-	svc.ManagedFields, svc.OwnerReferences, svc.Finalizers = nil, nil, nil
-	var kept map[string]string
-	for _, names := range [][]string{addressesNames, poolNames, sharingNames, {metallbFromPool}} {
-		if name, _ := annotation(svc, names); name != "" {
-			if kept == nil {
-				kept = map[string]string{}
-			}
-			kept[name] = svc.Annotations[name]
-		}
-	}
-	if svc.Annotations = kept; svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		svc.Annotations, svc.Spec.Selector = nil, nil
-	}
-	for i, p := range svc.Spec.Ports {
-		svc.Spec.Ports[i] = corev1.ServicePort{Protocol: p.Protocol, Port: p.Port}
-	}
-	return svc, nil
-}
-
-// trimNamespace keeps a Namespace's labels.
-func trimNamespace(o any) (any, error) {
-	ns, ok := o.(*corev1.Namespace)
-	if !ok {
-		return o, nil
-	}
-	ns.ObjectMeta = metav1.ObjectMeta{Name: ns.Name, UID: ns.UID, ResourceVersion: ns.ResourceVersion, Labels: ns.Labels}
-	ns.Spec, ns.Status = corev1.NamespaceSpec{}, corev1.NamespaceStatus{}
-	return ns, nil
 }
