@@ -1,9 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,7 +26,8 @@ type controller struct {
 	class     string // of the Services that it serves
 	byDefault bool   // it serves Services without a class too
 
-	ignoreExclude bool // nodes with the label that excludes them from load balancers announce all the same
+	ignoreExclude bool  // nodes with the label that excludes them from load balancers announce all the same
+	unknown       error // why it is not known which Services and nodes are Clarion's
 }
 
 // renewal is how long it takes a controller that is alive to renew its Lease, with some to spare.
@@ -39,15 +40,21 @@ func readController(ctx context.Context, r client.Reader, how reading) (controll
 	key := client.ObjectKey{Namespace: how.namespace, Name: v1beta1.LeaseName}
 	defer how.progress.step("reading the Lease " + key.String())()
 	var l coordinationv1.Lease
-	if err := r.Get(ctx, key, &l); apierrors.IsNotFound(err) {
-		return out, nil
+	if err := r.Get(ctx, key, &l); apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		out.unknown = err
+		return out, client.IgnoreNotFound(err)
 	} else if err != nil {
 		return out, fmt.Errorf("reading the Lease %s: %w", key, err)
 	}
 	out.lease, out.version = true, l.Annotations[v1beta1.AnnotationVersion]
-	out.class = cmp.Or(l.Annotations[v1beta1.AnnotationClass], out.class)
-	out.byDefault = l.Annotations[v1beta1.AnnotationDefaultClass] != "false"
-	out.ignoreExclude = l.Annotations[v1beta1.AnnotationIgnoreExcludeLabel] == "true"
+	class := l.Annotations[v1beta1.AnnotationClass]
+	byDefault, err1 := strconv.ParseBool(l.Annotations[v1beta1.AnnotationDefaultClass])
+	ignore, err2 := strconv.ParseBool(l.Annotations[v1beta1.AnnotationIgnoreExcludeLabel])
+	if class == "" || err1 != nil || err2 != nil { // of an earlier release, or somebody else's
+		out.unknown = fmt.Errorf("the Lease %s does not say it", key)
+	} else {
+		out.class, out.byDefault, out.ignoreExclude = class, byDefault, ignore
+	}
 	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" || l.Spec.RenewTime == nil {
 		return out, nil
 	}

@@ -131,6 +131,11 @@ func (e *explanation) write(a *app, w io.Writer) error {
 	for _, f := range e.Facts {
 		fmt.Fprintf(w, "%-9s  %s\n", f.Label, f.Text)
 	}
+	return e.rest(w)
+}
+
+// rest is what comes below the answer and the facts.
+func (e *explanation) rest(w io.Writer) error {
 	for _, s := range e.Sections {
 		fmt.Fprintf(w, "\n%s\n", s.Title)
 		format := "  %-9s  %s\n"
@@ -215,14 +220,14 @@ func (c *cluster) noAddress(svc *corev1.Service) (why string, fine *bool) {
 		return "", nil
 	case svc.Spec.Type != corev1.ServiceTypeLoadBalancer:
 		return fmt.Sprintf("is not reachable: it is of type %s, and only Services of type LoadBalancer get an external address.", svc.Spec.Type), no
-	case class != nil && *class != k.class:
+	case k.unknown == nil && class != nil && *class != k.class:
 		return fmt.Sprintf("is not Clarion's: its loadBalancerClass is %s, Clarion's is %s.", *class, k.class), no
-	case cond == nil && class == nil && !k.byDefault:
-		return "is not Clarion's: it has no loadBalancerClass, and the controller runs with --default-class=false.", no
+	case k.unknown == nil && cond == nil && class == nil && !k.byDefault:
+		return fmt.Sprintf("is not Clarion's: it has no loadBalancerClass, and the controller, which runs with --default-class=false, serves the class %s alone.", k.class), no
 	case cond == nil && len(svc.Status.LoadBalancer.Ingress) > 0:
 		return "is left alone: somebody else has given it its address, which is in no IPAddressPool, or the controller has not looked at it yet.", nil
-	case cond == nil && class == nil && !k.lease:
-		return "is not reachable: " + controller + " Without a loadBalancerClass the Service is Clarion's only if the controller runs with --default-class.", no
+	case cond == nil && k.unknown != nil:
+		return "is not reachable: " + controller + " It may not be Clarion's.", no
 	case cond == nil:
 		return "is not reachable: " + controller, no
 	case len(svc.Status.LoadBalancer.Ingress) == 0 && cond.Status == metav1.ConditionTrue:

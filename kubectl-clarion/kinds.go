@@ -18,20 +18,22 @@ import (
 type kind struct {
 	words []string // that it goes by
 	list  func() client.ObjectList
+	// object is an object of the kind without a name; nil for what is none.
+	object func() client.Object
 	// explain explains one of a name.
 	explain func(ctx context.Context, c *cluster, conn *connection, name string) (explanation, error)
 }
 
 var kinds = []kind{
-	{[]string{"svc", "service", "services"}, func() client.ObjectList { return &corev1.ServiceList{} }, explainServiceNamed},
-	{[]string{"pool", "ipaddresspool", "ipaddresspools", "pools"}, func() client.ObjectList { return &v1beta1.IPAddressPoolList{} }, explainPool},
-	{[]string{"peer", "bgppeer", "bgppeers", "peers"}, func() client.ObjectList { return &v1beta1.BGPPeerList{} }, explainPeer},
-	{[]string{"node", "nodes", "no", "speaker", "speakers"}, func() client.ObjectList { return &corev1.NodeList{} }, explainNode},
-	{[]string{"address", "addresses", "addr"}, nil, explainAddress},
-	{[]string{"l2advertisement", "l2advertisements", "l2"}, func() client.ObjectList { return &v1beta1.L2AdvertisementList{} }, explainL2},
-	{[]string{"bgpadvertisement", "bgpadvertisements", "bgp"}, func() client.ObjectList { return &v1beta1.BGPAdvertisementList{} }, explainBGP},
-	{[]string{"bfdprofile", "bfdprofiles", "bfd"}, func() client.ObjectList { return &v1beta1.BFDProfileList{} }, explainUsed("BFDProfile", usersOfProfile)},
-	{[]string{"community", "communities"}, func() client.ObjectList { return &v1beta1.CommunityList{} }, explainUsed("Community", usersOfCommunity)},
+	{[]string{"svc", "service", "services"}, func() client.ObjectList { return &corev1.ServiceList{} }, func() client.Object { return &corev1.Service{} }, explainServiceNamed},
+	{[]string{"pool", "ipaddresspool", "ipaddresspools", "pools"}, func() client.ObjectList { return &v1beta1.IPAddressPoolList{} }, func() client.Object { return &v1beta1.IPAddressPool{} }, explainPool},
+	{[]string{"peer", "bgppeer", "bgppeers", "peers"}, func() client.ObjectList { return &v1beta1.BGPPeerList{} }, func() client.Object { return &v1beta1.BGPPeer{} }, explainPeer},
+	{[]string{"node", "nodes", "no", "speaker", "speakers"}, func() client.ObjectList { return &corev1.NodeList{} }, func() client.Object { return &corev1.Node{} }, explainNode},
+	{[]string{"address", "addresses", "addr"}, nil, nil, explainAddress},
+	{[]string{"l2advertisement", "l2advertisements", "l2"}, func() client.ObjectList { return &v1beta1.L2AdvertisementList{} }, func() client.Object { return &v1beta1.L2Advertisement{} }, explainL2},
+	{[]string{"bgpadvertisement", "bgpadvertisements", "bgp"}, func() client.ObjectList { return &v1beta1.BGPAdvertisementList{} }, func() client.Object { return &v1beta1.BGPAdvertisement{} }, explainBGP},
+	{[]string{"bfdprofile", "bfdprofiles", "bfd"}, func() client.ObjectList { return &v1beta1.BFDProfileList{} }, func() client.Object { return &v1beta1.BFDProfile{} }, explainUsed("BFDProfile", usersOfProfile)},
+	{[]string{"community", "communities"}, func() client.ObjectList { return &v1beta1.CommunityList{} }, func() client.Object { return &v1beta1.Community{} }, explainUsed("Community", usersOfCommunity)},
 }
 
 func (a *app) explainCommand() *cobra.Command {

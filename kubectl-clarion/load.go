@@ -39,6 +39,8 @@ type cluster struct {
 	objects  []object                    // everything that has conditions of Clarion's
 	hidden   map[string]error            // the kinds that the user may not read
 
+	raw        map[string][]runtime.Object // all that was read, by kind
+	options    snapshot.Options
 	namespace  string // Clarion's
 	controller controller
 }
@@ -66,13 +68,14 @@ func load(ctx context.Context, r client.Reader, how reading) (*cluster, error) {
 		return nil, err
 	}
 	o := once{reader: r, scheme: scheme, progress: how.progress, items: map[string][]runtime.Object{}, hidden: map[string]error{}, failed: new(error)}
-	c := &cluster{services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden, namespace: how.namespace}
+	c := &cluster{raw: o.items, services: map[client.ObjectKey]*corev1.Service{}, speakers: map[string]*v1beta1.Speaker{}, hidden: o.hidden, namespace: how.namespace}
 	if c.controller, err = readController(ctx, r, how); apierrors.IsForbidden(err) {
 		c.hidden["Lease"] = err
 	} else if err != nil {
 		return nil, err
 	}
-	c.snap = snapshot.New(snapshot.Options{IgnoreExcludeLabel: c.controller.ignoreExclude})
+	c.options.IgnoreExcludeLabel = c.controller.ignoreExclude
+	c.snap = snapshot.New(c.options)
 	if _, err := c.snap.Watch(ctx, o, slog.New(slog.DiscardHandler), func() {}); err != nil {
 		return nil, cmp.Or(*o.failed, err)
 	}
@@ -221,11 +224,14 @@ type synced struct {
 
 func (synced) HasSynced() bool { return true }
 
-// notShown is what is not shown because the user may not read it, and why, by kind.
+// notShown is what is not shown because the user may not read it, and why, by kind; and what is taken to be so.
 func (c *cluster) notShown() map[string]string {
 	out := map[string]string{}
 	for kind, err := range c.hidden {
 		out[kind] = err.Error()
+	}
+	if err := c.controller.unknown; err != nil {
+		out["Lease"] = fmt.Sprintf("which Services and nodes are Clarion's is not known: %v; nodes with the label %s are taken not to announce", err, corev1.LabelNodeExcludeBalancers)
 	}
 	return out
 }

@@ -113,7 +113,7 @@ question cannot be answered: what that takes may not be read, or cannot be reach
 	a.flags = genericclioptions.NewConfigFlags(true)
 	a.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&a.system, "clarion-namespace", "clarion-system", "the namespace that Clarion runs in")
-	root.AddCommand(a.statusCommand(), a.explainCommand(), a.lintCommand(), a.versionCommand())
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.planCommand(), a.lintCommand(), a.versionCommand())
 	a.completeFlags(root)
 	return root
 }

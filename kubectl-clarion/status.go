@@ -37,6 +37,7 @@ type controllerReport struct {
 	Version string     `json:"version,omitempty"`
 	Class   string     `json:"loadBalancerClass,omitempty"`
 	Default bool       `json:"defaultClass"`
+	Read    bool       `json:"-"` // its Lease could be read, or is not there
 }
 
 type poolReport struct {
@@ -101,10 +102,10 @@ func (a *app) statusCommand() *cobra.Command {
 func (c *cluster) status() statusReport {
 	k := c.controller
 	r := statusReport{
-		Controller: controllerReport{Name: k.holder, Alive: k.alive, Version: k.version},
+		Controller: controllerReport{Name: k.holder, Alive: k.alive, Version: k.version, Read: c.hidden["Lease"] == nil},
 		Pools:      []poolReport{}, Speakers: []speakerReport{}, Problems: c.problems(), NotShown: c.notShown(),
 	}
-	if k.lease {
+	if k.unknown == nil {
 		r.Controller.Class, r.Controller.Default = k.class, k.byDefault
 	}
 	if k.holder != "" {
@@ -132,7 +133,7 @@ func (c *cluster) status() statusReport {
 func (a *app) writeStatus(w io.Writer, r statusReport, wide bool) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(cells ...string) { fmt.Fprintln(t, strings.Join(cells, "\t")) }
-	if k := r.Controller; r.NotShown["Lease"] == "" {
+	if k := r.Controller; k.Read {
 		alive, class := "no", orNone(k.Class)
 		if k.Alive {
 			alive = "yes"

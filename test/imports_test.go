@@ -32,6 +32,7 @@ func TestImports(t *testing.T) {
 		{"internal/route", append(impure, kubernetes...)},
 		{"internal/announce", impure},
 		{"internal/ipam", impure},
+		{"internal/plan", []string{"net/http", "os/exec"}},
 		{"internal/allocate", []string{"net/http", "os/exec"}},
 		{"internal/pool", impure},
 		{"internal/config", impure},

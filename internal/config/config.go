@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -155,6 +156,20 @@ type Peer struct {
 	LinkBandwidth   string // "" (non-transitive), "transitive", "both"
 	// MaxPrefixes is how many prefixes the peer may announce, 0 for any number.
 	MaxPrefixes uint32
+}
+
+// Resets says whether the sessions of a peer end, and are opened anew, when it becomes another: what they are known by is
+// not what it was (see speaker/bgp.Identity). A Secret of another name counts as another password.
+func (p *Peer) Resets(next *Peer) bool {
+	identity := func(p *Peer) Peer {
+		return Peer{
+			LocalASN: p.LocalASN, PeerASN: p.PeerASN, Dynamic: p.Dynamic, Address: p.Address, Interface: p.Interface, Gateway: p.Gateway,
+			Port: p.Port, Source: p.Source, RouterID: p.RouterID, VRF: p.VRF, Password: p.Password, SecretName: p.SecretName,
+			GracefulRestart: p.GracefulRestart, MultiHop: p.MultiHop, TTLSecurity: p.TTLSecurity, Passive: p.Passive,
+			DualStack: p.DualStack, Customer: p.Customer,
+		}
+	}
+	return !reflect.DeepEqual(identity(p), identity(next))
 }
 
 // BFDProfile is a usable v1beta1.BFDProfile.
