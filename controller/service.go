@@ -151,11 +151,17 @@ func setupServices(mgr manager.Manager, cl allocate.Class, holds func() bool, n 
 	)
 }
 
-// seen notes when a Service began to wait for its address.
+// seen notes when a Service began to wait for its address, and at once what somebody else's Service has: events come in
+// order, workers do not take them in order, and what a Service has that came before must not be given to one that came after.
 func (s *services) seen(svc *corev1.Service) bool {
 	k := client.ObjectKeyFromObject(svc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.loaded && !s.class.Serves(svc) && !leftover(svc) {
+		if r := s.class.Request(svc, nil); r.Other && len(r.Held) > 0 && !s.newer(k, svc) {
+			s.hold(r)
+		}
+	}
 	switch _, waits := s.born[k]; {
 	case len(svc.Status.LoadBalancer.Ingress) > 0 || !s.class.Serves(svc):
 		delete(s.born, k)
