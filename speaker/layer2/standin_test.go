@@ -130,13 +130,13 @@ func TestStandInEnds(t *testing.T) {
 			{"the member is no longer one to be left alone", func(_ *testing.T, all []*standing) {
 				all[0].stop()
 				time.Sleep(10 * time.Second)
-				all[1].config.Judge = func(Claim) Verdict { return Defend }
+				all[1].configure(func(c *Config) { c.Judge = func(Claim) Verdict { return Defend } })
 				all[1].owns(0, addr)
 			}},
 			{"the member is no member any more", func(_ *testing.T, all []*standing) {
 				all[0].stop()
 				time.Sleep(10 * time.Second)
-				all[1].config.Judge = func(Claim) Verdict { return Foreign }
+				all[1].configure(func(c *Config) { c.Judge = func(Claim) Verdict { return Foreign } })
 				all[1].owns(1, addr)
 			}},
 			{"the speaker is there, and has given up its only address", func(_ *testing.T, all []*standing) {
@@ -148,7 +148,7 @@ func TestStandInEnds(t *testing.T) {
 				time.Sleep(detection)
 			}},
 			{"it is switched off", func(_ *testing.T, all []*standing) {
-				all[1].config.StandIn = -1
+				all[1].configure(func(c *Config) { c.StandIn = -1 })
 				all[0].stop()
 				time.Sleep(detection)
 			}},
@@ -164,6 +164,13 @@ func TestStandInEnds(t *testing.T) {
 			})
 		}
 	}
+}
+
+// configure changes what a station was made with while it runs.
+func (s *standing) configure(edit func(*Config)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	edit(&s.config)
 }
 
 // A speaker that says that it is about to restart is stood in for while it still answers, and learns of it.
