@@ -114,10 +114,11 @@ func (r *Responder) standIn(n *node, now time.Time) bool {
 }
 
 // answerFor has clients answered in the words of a member, which is told so if it waits for that. It reports whether this
-// node is the one to do so.
+// node is the one to do so. Where it is chosen though the speaker of the member is alive, as when that one's node is drained,
+// the member is silent for its sake.
 func (r *Responder) answerFor(v *claimant, now time.Time) bool {
 	h := v.h
-	if h.want.Rank > 1 || v.behalf.station() {
+	if h.want.Rank > 1 || h.want.Rank == 0 && !h.want.Seek || v.behalf.station() {
 		return false
 	}
 	r.happen(h, restarts, v.claim.MAC.String(), now)

@@ -143,6 +143,11 @@ func TestStandInEnds(t *testing.T) {
 				all[0].owns(2, addr)
 				time.Sleep(detection)
 			}},
+			{"the speaker is there, and another is chosen, as when its node is drained", func(_ *testing.T, all []*standing) {
+				all[1].owns(0, addr)
+				all[0].owns(1, addr)
+				time.Sleep(2 * detection)
+			}},
 			{"the same on an interface", func(_ *testing.T, all []*standing) {
 				all[0].set(Address{Addr: addr, Interfaces: []string{"eth1"}})
 				time.Sleep(detection)
