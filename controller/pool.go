@@ -46,9 +46,6 @@ const (
 	poolWriteTimeout = 5 * time.Second
 )
 
-// maxResting is how many resting addresses a pool's status lists.
-const maxResting = 256
-
 // allPools is the one key of the reconciler: pools are only understood together.
 var allPools = reconcile.Request{NamespacedName: types.NamespacedName{Name: "all"}}
 
@@ -300,24 +297,8 @@ func (p *pools) taken(ctx context.Context) ([]pool.Use, error) {
 
 // status is what a pool's status should be.
 func (p *pools) status(o *v1beta1.IPAddressPool, set *pool.Set, u *ipam.Usage) v1beta1.IPAddressPoolStatus {
-	if u == nil {
-		u = &ipam.Usage{} // services do not have it yet
-	}
-	status := v1beta1.IPAddressPoolStatus{
-		AssignedIPv4: u.Assigned[pool.IPv4], AssignedIPv6: u.Assigned[pool.IPv6],
-		AvailableIPv4: u.Available[pool.IPv4], AvailableIPv6: u.Available[pool.IPv6],
-		Conditions: slices.Clone(o.Status.Conditions),
-	}
-	for _, a := range u.Quarantined {
-		status.Quarantined = append(status.Quarantined, a.String())
-	}
-	for _, a := range u.Kept {
-		status.Kept = append(status.Kept, a.String())
-	}
-	for _, r := range u.Resting[max(0, len(u.Resting)-maxResting):] {
-		until := r.Until.Add(time.Second - 1).Truncate(time.Second) // the API keeps whole seconds
-		status.Resting = append(status.Resting, v1beta1.RestingAddress{Address: r.Addr.String(), Service: r.Last.String(), Until: metav1.NewTime(until)})
-	}
+	status := allocate.Status(u)
+	status.Conditions = slices.Clone(o.Status.Conditions)
 	ready := metav1.Condition{
 		Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, Message: "in use as written",
 		ObservedGeneration: o.Generation,

@@ -444,15 +444,10 @@ func (s *services) newer(k key, svc *corev1.Service) bool {
 // write writes what has been decided, if the status does not say it already.
 func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Result) error {
 	k := client.ObjectKeyFromObject(svc)
-	next := metav1.Condition{
-		Type: v1beta1.ConditionAllocated, Status: metav1.ConditionTrue, Reason: res.Reason, Message: res.Message(),
-		LastTransitionTime: metav1.Now(),
-	}
+	next := allocate.Allocated(res)
+	next.LastTransitionTime = metav1.Now()
 	if _, has := svc.Annotations[metallbFromPool]; has {
 		next.Message += "; the annotation " + metallbFromPool + " is MetalLB's and stale: remove it"
-	}
-	if !res.Satisfied() {
-		next.Status = metav1.ConditionFalse
 	}
 	addrs := res.Addresses()
 	old := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated)

@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
@@ -66,6 +67,39 @@ func Past(pools []v1beta1.IPAddressPool) (quarantined map[netip.Addr]bool, rests
 		}
 	}
 	return quarantined, rests
+}
+
+// maxResting is how many resting addresses a pool's status lists: those that rest longest.
+const maxResting = 256
+
+// Status is the numbers and addresses of a pool's status, without its conditions. u is nil for a pool of which the Table
+// does not know yet.
+func Status(u *ipam.Usage) (s v1beta1.IPAddressPoolStatus) {
+	if u == nil {
+		return s
+	}
+	s.AssignedIPv4, s.AssignedIPv6 = u.Assigned[pool.IPv4], u.Assigned[pool.IPv6]
+	s.AvailableIPv4, s.AvailableIPv6 = u.Available[pool.IPv4], u.Available[pool.IPv6]
+	for _, a := range u.Quarantined {
+		s.Quarantined = append(s.Quarantined, a.String())
+	}
+	for _, a := range u.Kept {
+		s.Kept = append(s.Kept, a.String())
+	}
+	for _, r := range u.Resting[max(0, len(u.Resting)-maxResting):] {
+		until := r.Until.Add(time.Second - 1).Truncate(time.Second) // the API keeps whole seconds
+		s.Resting = append(s.Resting, v1beta1.RestingAddress{Address: r.Addr.String(), Service: r.Last.String(), Until: metav1.NewTime(until)})
+	}
+	return s
+}
+
+// Allocated is the condition Allocated that says a result, without its time.
+func Allocated(res *ipam.Result) metav1.Condition {
+	c := metav1.Condition{Type: v1beta1.ConditionAllocated, Status: metav1.ConditionFalse, Reason: res.Reason, Message: res.Message()}
+	if res.Satisfied() {
+		c.Status = metav1.ConditionTrue
+	}
+	return c
 }
 
 // Load fills an empty Table with what objects mean, as a controller does that begins to lead.

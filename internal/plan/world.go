@@ -174,10 +174,6 @@ func (w *World) publish(name types.NamespacedName) {
 		return
 	}
 	addrs := res.Addresses()
-	status := metav1.ConditionFalse
-	if res.Satisfied() {
-		status = metav1.ConditionTrue
-	}
 	next := svc.DeepCopy()
 	if !slices.Equal(allocate.Ingress(svc), addrs) {
 		next.Status.LoadBalancer.Ingress = nil
@@ -185,9 +181,9 @@ func (w *World) publish(name types.NamespacedName) {
 			next.Status.LoadBalancer.Ingress = append(next.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String()})
 		}
 	}
-	meta.SetStatusCondition(&next.Status.Conditions, metav1.Condition{
-		Type: v1beta1.ConditionAllocated, Status: status, Reason: res.Reason, Message: res.Message(), LastTransitionTime: metav1.NewTime(w.now),
-	})
+	allocated := allocate.Allocated(&res)
+	allocated.LastTransitionTime = metav1.NewTime(w.now)
+	meta.SetStatusCondition(&next.Status.Conditions, allocated)
 	w.put(next)
 	w.table.Published(name, addrs, w.now)
 }
@@ -207,22 +203,10 @@ func (w *World) settle() {
 	usage := w.table.Usage()
 	for _, p := range all[v1beta1.IPAddressPool](w) {
 		next := p.DeepCopy()
-		s := &next.Status
-		s.Kept, s.Resting, s.Quarantined = nil, nil, nil
-		if u := usage[p.Name]; u != nil {
-			s.AssignedIPv4, s.AssignedIPv6 = u.Assigned[pool.IPv4], u.Assigned[pool.IPv6]
-			s.AvailableIPv4, s.AvailableIPv6 = u.Available[pool.IPv4], u.Available[pool.IPv6]
-			for _, a := range u.Kept {
-				s.Kept = append(s.Kept, a.String())
-			}
-			for _, a := range u.Quarantined {
-				s.Quarantined = append(s.Quarantined, a.String())
-			}
-			for _, r := range u.Resting {
-				s.Resting = append(s.Resting, v1beta1.RestingAddress{Address: r.Addr.String(), Service: r.Last.String(), Until: metav1.NewTime(r.Until)})
-			}
-		}
-		meta.SetStatusCondition(&s.Conditions, metav1.Condition{
+		conditions := next.Status.Conditions
+		next.Status = allocate.Status(usage[p.Name])
+		next.Status.Conditions = conditions
+		meta.SetStatusCondition(&next.Status.Conditions, metav1.Condition{
 			Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, ObservedGeneration: p.Generation, LastTransitionTime: metav1.NewTime(w.now),
 		})
 		w.put(next)
