@@ -8,23 +8,22 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 )
 
 // controller is what its Lease says of the controller that leads. Without one, its class is that of a controller without
 // flags.
 type controller struct {
-	lease     bool // there is one
-	holder    string
-	alive     bool
-	renewed   time.Time
-	version   string
-	class     string // of the Services that it serves
-	byDefault bool   // it serves Services without a class too
+	lease   bool // there is one
+	holder  string
+	alive   bool
+	renewed time.Time
+	version string
+	class   allocate.Class
 
 	ignoreExclude bool  // nodes with the label that excludes them from load balancers announce all the same
 	unknown       error // why it is not known which Services and nodes are Clarion's
@@ -36,7 +35,7 @@ const renewal = 5 * time.Second
 // readController reads the Lease. Whether its holder is alive does not depend on this machine's clock: a Lease that looks
 // as if it had run out is read once more, and its holder is alive if it was renewed in between.
 func readController(ctx context.Context, r client.Reader, how reading) (controller, error) {
-	out := controller{class: v1beta1.LoadBalancerClass, byDefault: true}
+	out := controller{class: allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}}
 	key := client.ObjectKey{Namespace: how.namespace, Name: v1beta1.LeaseName}
 	defer how.progress.step("reading the Lease " + key.String())()
 	var l coordinationv1.Lease
@@ -53,7 +52,7 @@ func readController(ctx context.Context, r client.Reader, how reading) (controll
 	if class == "" || err1 != nil || err2 != nil { // of an earlier release, or somebody else's
 		out.unknown = fmt.Errorf("the Lease %s does not say it", key)
 	} else {
-		out.class, out.byDefault, out.ignoreExclude = class, byDefault, ignore
+		out.class, out.ignoreExclude = allocate.Class{Name: class, Default: byDefault}, ignore
 	}
 	if l.Spec.HolderIdentity == nil || *l.Spec.HolderIdentity == "" || l.Spec.RenewTime == nil {
 		return out, nil
@@ -74,17 +73,6 @@ func readController(ctx context.Context, r client.Reader, how reading) (controll
 	}
 	out.alive = l.ResourceVersion != version
 	return out, nil
-}
-
-// serves says whether the controller gives a Service its addresses.
-func (c *controller) serves(svc *corev1.Service) bool {
-	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
-		return false
-	}
-	if svc.Spec.LoadBalancerClass == nil {
-		return c.byDefault
-	}
-	return *svc.Spec.LoadBalancerClass == c.class
 }
 
 // problem says why nothing is decided; "" when a controller works.

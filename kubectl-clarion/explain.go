@@ -220,10 +220,10 @@ func (c *cluster) noAddress(svc *corev1.Service) (why string, fine *bool) {
 		return "", nil
 	case svc.Spec.Type != corev1.ServiceTypeLoadBalancer:
 		return fmt.Sprintf("is not reachable: it is of type %s, and only Services of type LoadBalancer get an external address.", svc.Spec.Type), no
-	case k.unknown == nil && class != nil && *class != k.class:
-		return fmt.Sprintf("is not Clarion's: its loadBalancerClass is %s, Clarion's is %s.", *class, k.class), no
-	case k.unknown == nil && cond == nil && class == nil && !k.byDefault:
-		return fmt.Sprintf("is not Clarion's: it has no loadBalancerClass, and the controller, which runs with --default-class=false, serves the class %s alone.", k.class), no
+	case k.unknown == nil && class != nil && *class != k.class.Name:
+		return fmt.Sprintf("is not Clarion's: its loadBalancerClass is %s, Clarion's is %s.", *class, k.class.Name), no
+	case k.unknown == nil && cond == nil && class == nil && !k.class.Default:
+		return fmt.Sprintf("is not Clarion's: it has no loadBalancerClass, and the controller, which runs with --default-class=false, serves the class %s alone.", k.class.Name), no
 	case cond == nil && len(svc.Status.LoadBalancer.Ingress) > 0:
 		return "is left alone: somebody else has given it its address, which is in no IPAddressPool, or the controller has not looked at it yet.", nil
 	case cond == nil && k.unknown != nil:

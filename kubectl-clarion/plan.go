@@ -19,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
-	"github.com/clarionlb/clarion/internal/allocate"
 	"github.com/clarionlb/clarion/internal/plan"
 	"github.com/clarionlb/clarion/internal/text"
 )
@@ -117,7 +116,7 @@ func (c *cluster) world(ctx context.Context, conn *connection) (*plan.World, err
 	for i := range namespaces.Items {
 		objects = append(objects, &namespaces.Items[i])
 	}
-	return plan.New(ctx, plan.Options{Class: allocate.Class{Name: c.controller.class, Default: c.controller.byDefault}, Snapshot: c.options, Now: c.now}, objects)
+	return plan.New(ctx, plan.Options{Class: c.controller.class, Snapshot: c.options, Now: c.now}, objects)
 }
 
 func (a *app) plan(ctx context.Context, conn *connection, c *cluster, e *edits) (*planReport, error) {

@@ -106,7 +106,7 @@ func (c *cluster) status() statusReport {
 		Pools:      []poolReport{}, Speakers: []speakerReport{}, Problems: c.problems(), NotShown: c.notShown(),
 	}
 	if k.unknown == nil {
-		r.Controller.Class, r.Controller.Default = k.class, k.byDefault
+		r.Controller.Class, r.Controller.Default = k.class.Name, k.class.Default
 	}
 	if k.holder != "" {
 		r.Controller.Renewed = &k.renewed
@@ -298,7 +298,7 @@ func (c *cluster) problems() []problem {
 		}
 		allocated := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated)
 		if allocated == nil {
-			if c.controller.serves(svc) && len(svc.Status.LoadBalancer.Ingress) == 0 {
+			if c.controller.class.Serves(svc) && len(svc.Status.LoadBalancer.Ingress) == 0 {
 				waits := "it waits for an address"
 				if works && c.now.Sub(svc.CreationTimestamp.Time) > explain.Youth {
 					waits += " since " + stamp(svc.CreationTimestamp.Time) + ", and the controller has not looked at it"
