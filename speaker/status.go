@@ -29,6 +29,7 @@ import (
 	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/text"
 	"github.com/clarionlb/clarion/internal/version"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
@@ -312,12 +313,7 @@ func (s *status) wanted() (v1beta1.SpeakerStatus, *snapshot.Node) {
 	}
 	links, leftOut := s.told()
 	if len(leftOut) > 0 {
-		names, more := some(leftOut, func(name string) string { return name })
-		what := strings.Join(names, ", ")
-		if more > 0 {
-			what += fmt.Sprintf(" and %d more", more)
-		}
-		out.Problems = append(out.Problems, v1beta1.Problem{Object: "Node/" + r.node, Message: "the node has more interfaces to announce on than speakers can tell each other; no address is announced on " + what + " (see the speaker's flag --exclude-interfaces)"})
+		out.Problems = append(out.Problems, v1beta1.Problem{Object: "Node/" + r.node, Message: "the node has more interfaces to announce on than speakers can tell each other; no address is announced on " + text.Few(leftOut) + " (see the speaker's flag --exclude-interfaces)"})
 	}
 	for _, l := range links {
 		out.Interfaces = append(out.Interfaces, l.Name)

@@ -505,13 +505,7 @@ func TestManyRoutes(t *testing.T) {
 	r := newRouter(t)
 	r.frr(external4 + both4)
 	n := newNode(t, bgp.Config{})
-	var rs []route.Route
-	for i := range many {
-		rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)}), 32)})
-		if i < many/10 {
-			rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xff, 0xff, 14: byte(i >> 8), 15: byte(i)}), 128)})
-		}
-	}
+	rs := manyRoutes(many)
 	dual := func(p *bgp.Peer) { p.DualStack = true }
 	n.speaker.Set([]bgp.Session{r.session(dual, rs...)})
 	n.established(r.ns, 5*time.Second)

@@ -408,13 +408,7 @@ func TestManyRoutesWithGoBGP(t *testing.T) {
 	r := newRouter(t)
 	r.gobgp(64512, gobgp4, families)
 	n := newNode(t, bgp.Config{})
-	var rs []route.Route
-	for i := range many {
-		rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)}), 32)})
-		if i < many/10 {
-			rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xff, 0xff, 14: byte(i >> 8), 15: byte(i)}), 128)})
-		}
-	}
+	rs := manyRoutes(many)
 	dual := func(p *bgp.Peer) { p.DualStack = true }
 	has := func(v4, v6 int) {
 		t.Helper()

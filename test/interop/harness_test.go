@@ -436,3 +436,14 @@ func (r *router) session(f func(*bgp.Peer), routes ...route.Route) bgp.Session {
 	}
 	return bgp.Session{Peer: p, Routes: route.TableOf(routes...)}
 }
+
+// manyRoutes are many IPv4 prefixes, and a tenth as many IPv6 ones.
+func manyRoutes(many int) (rs []route.Route) {
+	for i := range many {
+		rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)}), 32)})
+		if i < many/10 {
+			rs = append(rs, route.Route{Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xff, 0xff, 14: byte(i >> 8), 15: byte(i)}), 128)})
+		}
+	}
+	return rs
+}
