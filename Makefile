@@ -18,6 +18,7 @@ help: ## show this help
 .PHONY: build
 build: ## build controller, speaker and kubectl-clarion into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o bin/ ./controller ./speaker ./kubectl-clarion
+	cp kubectl-clarion/kubectl_complete-clarion bin/
 
 .PHONY: generate
 generate: ## write deepcopy functions, CRDs and docs/api.md anew after a change in api/

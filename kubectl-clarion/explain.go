@@ -115,8 +115,8 @@ func (c *cluster) blind() bool {
 	return false
 }
 
-// write writes an explanation for people.
-func (e *explanation) write(a *app, w io.Writer) error {
+// paint is the answer for people.
+func (e *explanation) paint(a *app) string {
 	color := yellow
 	if e.Fine != nil {
 		color = red
@@ -124,7 +124,12 @@ func (e *explanation) write(a *app, w io.Writer) error {
 			color = green
 		}
 	}
-	fmt.Fprintln(w, a.paint(color, e.Answer))
+	return a.paint(color, e.Answer)
+}
+
+// write writes an explanation for people.
+func (e *explanation) write(a *app, w io.Writer) error {
+	fmt.Fprintln(w, e.paint(a))
 	if len(e.Facts) > 0 {
 		fmt.Fprintln(w)
 	}

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
@@ -38,15 +43,19 @@ var kinds = []kind{
 
 func (a *app) explainCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "explain KIND NAME | KIND/NAME",
+		Use:   "explain KIND [NAME] | KIND/NAME",
 		Short: "Why a Service is or is not reachable; what a pool, peer, node, address or advertisement does, and why not more",
 		Example: `  kubectl clarion explain svc/web -n shop
   kubectl clarion explain svc shop/web
+  kubectl clarion explain svc -A
   kubectl clarion explain node node1
   kubectl clarion explain address 192.0.2.200`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			word, name, err := kindAndName(args)
+			if len(args) == 1 && !strings.Contains(args[0], "/") { // all of the kind
+				word, err = args[0], nil
+			}
 			if err != nil {
 				return err
 			}
@@ -58,29 +67,120 @@ func (a *app) explainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			names := []string{name}
+			if name == "" || k.words[0] == "svc" && a.every {
+				if names, err = a.listed(cmd.Context(), conn, c, k, name); err != nil {
+					return err
+				}
+			}
 			c.snap.Lock()
 			defer c.snap.Unlock()
-			e, err := k.explain(cmd.Context(), c, conn, name)
-			if err != nil {
-				return err
+			var all []explanation
+			for _, n := range names {
+				e, err := k.explain(cmd.Context(), c, conn, n)
+				if err != nil {
+					return err
+				}
+				all = append(all, e)
 			}
-			if err := a.print(e, func(w io.Writer, _ bool) error { return e.write(a, w) }); err != nil {
-				return err
+			if name != "" && !a.every {
+				err = a.print(all[0], func(w io.Writer, _ bool) error { return all[0].write(a, w) })
+			} else {
+				err = a.print(explanations{Items: all}, func(w io.Writer, wide bool) error { return writeAll(a, w, all, wide) })
 			}
-			switch {
-			case e.Fine == nil:
-				return couldNotTell
-			case !*e.Fine:
-				return problemsFound
-			}
-			return nil
+			return cmp.Or(err, verdict(all))
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 			return a.completeKind(cmd.Context(), args, begun), cobra.ShellCompDirectiveNoFileComp
 		},
 	}
+	a.allFlag(cmd, "Services of all namespaces: those of the name, or all")
 	a.printFlag(cmd)
 	return cmd
+}
+
+// explanations are those of several objects, for programs.
+type explanations struct {
+	Items []explanation `json:"items"`
+}
+
+// verdict is the code to exit with after some explanations.
+func verdict(all []explanation) error {
+	switch {
+	case slices.ContainsFunc(all, func(e explanation) bool { return e.Fine != nil && !*e.Fine }):
+		return problemsFound
+	case slices.ContainsFunc(all, func(e explanation) bool { return e.Fine == nil }):
+		return couldNotTell
+	}
+	return nil
+}
+
+// writeAll writes the answers of explanations, a line each, or all that they say.
+func writeAll(a *app, w io.Writer, all []explanation, wide bool) error {
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(w, "None.")
+		return err
+	}
+	for i, e := range all {
+		if !wide {
+			fmt.Fprintln(w, e.paint(a))
+			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		if err := e.write(a, w); err != nil {
+			return err
+		}
+	}
+	if wide {
+		return nil
+	}
+	return writeHidden(w, all[0].NotShown)
+}
+
+// listed are the names of all objects of a kind, or of the Services of all namespaces that have a name.
+func (a *app) listed(ctx context.Context, conn *connection, c *cluster, k *kind, name string) (out []string, err error) {
+	if k.list == nil {
+		for _, addr := range slices.SortedFunc(slices.Values(c.snap.All()), netip.Addr.Compare) {
+			out = append(out, addr.String())
+		}
+		return out, nil
+	}
+	kind := reflect.TypeOf(k.object()).Elem().Name()
+	items := c.raw[kind]
+	if c.hidden[kind] != nil { // perhaps just not all of them
+		var in []client.ListOption
+		if kind == "Service" && !a.every {
+			in = append(in, client.InNamespace(conn.namespace))
+		}
+		list := k.list()
+		if err := conn.List(ctx, list, in...); err != nil {
+			return nil, err
+		}
+		if items, err = meta.ExtractList(list); err != nil {
+			return nil, err
+		}
+	}
+	for _, i := range items {
+		o := i.(client.Object)
+		switch svc, ok := o.(*corev1.Service); {
+		case ok && !a.every && svc.Namespace != conn.namespace:
+		case !ok:
+			out = append(out, o.GetName())
+		case name == "" && external(svc), name == svc.Name:
+			out = append(out, svc.Namespace+"/"+svc.Name)
+		}
+	}
+	if slices.Sort(out); len(out) == 0 && name != "" {
+		return nil, fmt.Errorf("there is no Service %s in any namespace", name)
+	}
+	return out, nil
+}
+
+// external says whether a Service is to be reached from outside.
+func external(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer || len(svc.Spec.ExternalIPs) > 0
 }
 
 // kindAndName reads KIND NAME, KIND/NAME, or for a Service KIND NAMESPACE/NAME and KIND/NAMESPACE/NAME.
@@ -142,7 +242,7 @@ func (a *app) completeKind(ctx context.Context, args []string, begun string) (ou
 				if of != "" && !inNamespace {
 					name = svc.Name
 				}
-				return name, svc.Spec.Type == corev1.ServiceTypeLoadBalancer || len(svc.Spec.ExternalIPs) > 0
+				return name, external(svc)
 			}
 			return o.GetName(), true
 		}, in...)

@@ -58,6 +58,7 @@ type app struct {
 	built   string // with and for what
 
 	system string // Clarion's namespace
+	every  bool   // Services of all namespaces are meant
 	output string // table, wide, json or yaml
 	color  bool
 }
@@ -130,6 +131,16 @@ func (a *app) printFlag(cmd *cobra.Command) {
 		}
 		return run(cmd, args)
 	}
+}
+
+// allFlag lets a command be asked about the Services of all namespaces.
+func (a *app) allFlag(cmd *cobra.Command, usage string) {
+	cmd.Flags().BoolVarP(&a.every, "all-namespaces", "A", false, usage)
+}
+
+// within says whether Services of a namespace are asked about, where all are unless -n names one.
+func (a *app) within(namespace string) bool {
+	return a.every || *a.flags.Namespace == "" || *a.flags.Namespace == namespace
 }
 
 // print writes an answer, by table unless it was asked for in another format.

@@ -80,7 +80,7 @@ func (a *app) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r := c.status()
+			r := a.status(c)
 			if err := a.print(r, func(w io.Writer, wide bool) error { return a.writeStatus(w, r, wide) }); err != nil {
 				return err
 			}
@@ -94,11 +94,22 @@ func (a *app) statusCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and say what changes")
+	a.allFlag(cmd, "problems of the Services of all namespaces, as without -n")
 	a.printFlag(cmd)
 	return cmd
 }
 
-// status is the cluster on a page.
+// status is the cluster on a page, with what is wrong with Services of the namespace that is asked about.
+func (a *app) status(c *cluster) statusReport {
+	r := c.status()
+	r.Problems = slices.DeleteFunc(r.Problems, func(p problem) bool {
+		name, ok := strings.CutPrefix(p.About, "Service/")
+		namespace, _, _ := strings.Cut(name, "/")
+		return ok && !a.within(namespace)
+	})
+	return r
+}
+
 func (c *cluster) status() statusReport {
 	k := c.controller
 	r := statusReport{

@@ -48,7 +48,7 @@ func (a *app) watchStatus(ctx context.Context) error {
 			if failed != "" {
 				failed, news = "", append(news, "the cluster can be read again")
 			}
-			r := c.status()
+			r := a.status(c)
 			if last == nil {
 				news = append(news, startOf(r)...)
 			} else {

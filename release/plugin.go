@@ -9,12 +9,6 @@ import (
 	"strings"
 )
 
-// completion is what kubectl runs to complete words after "kubectl clarion".
-const completion = `#!/bin/sh
-# Completes kubectl clarion. kubectl finds it as kubectl_complete-clarion in the PATH.
-exec kubectl-clarion __complete "$@"
-`
-
 // writePlugins writes an archive of kubectl-clarion for each platform, and the manifest by which krew installs them.
 func (r *release) writePlugins(ctx context.Context, work string) error {
 	var krew strings.Builder
@@ -43,7 +37,7 @@ spec:
 		}
 		files := []file{{name: program, from: filepath.Join(dir, program), mode: 0o755}, {name: "LICENSE", from: "LICENSE", mode: 0o644}}
 		if p.os != "windows" {
-			files = append(files, file{name: "kubectl_complete-clarion", data: []byte(completion), mode: 0o755})
+			files = append(files, file{name: "kubectl_complete-clarion", from: "kubectl-clarion/kubectl_complete-clarion", mode: 0o755})
 		}
 		name := fmt.Sprintf("kubectl-clarion_%s_%s%s", p.os, p.arch, ending)
 		if err := writeArchive(r.path(name), r.time, files); err != nil {
