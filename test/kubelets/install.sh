@@ -6,7 +6,7 @@ kustomize) k apply -k "$SRC/config/default" >/dev/null ;;
 helm)
   k create namespace clarion-system --dry-run=client -o yaml | k apply -f - >/dev/null
   k label --overwrite namespace clarion-system pod-security.kubernetes.io/enforce=privileged >/dev/null
-  ns cp helm upgrade --install clarion "$SRC/config/helm/clarion" --namespace clarion-system "${@:2}" 2>/dev/null | head -3 ;;
+  ns cp helm upgrade --install clarion "${CHART:-$SRC/config/helm/clarion}" --namespace clarion-system "${@:2}" 2>/dev/null | head -3 ;;
 esac
 k wait --for=condition=Established crd --all --timeout=60s >/dev/null
 k apply -f - >/dev/null <<K

@@ -1,7 +1,7 @@
 #!/bin/bash
 # ops.sh WHAT…: what an operator does to a cluster, under a steady stream of requests through external addresses (layer 2 from the LAN, BGP from
-# behind the router); for each, what the streams lost. WHAT: idle rollout delete crash freeze badimage
-# drain taint kubelet kubelet-dead containerd power delete-node
+# behind the router); for each, what the streams lost. WHAT: idle rollout delete crash controller freeze
+# badimage drain taint kubelet kubelet-dead containerd power delete-node reinstall upgrade
 set -euo pipefail; . "$(dirname "$0")/env.sh"; O=$H/ops; mkdir -p "$O"
 NSY="-n clarion-system"
 web() { # a pod on every node, behind four Services
@@ -51,8 +51,11 @@ note() { echo "   $(date +%T) $*"; }
 do_idle() { sleep 15; }
 do_rollout() { local v; v=$(k $NSY get ds speaker -o jsonpath='{.spec.template.spec.containers[0].image}'); [ "${v##*:}" = v0.1.0 ] && v=v0.1.1 || v=v0.1.0; local t=$SECONDS
   k $NSY set image daemonset/speaker speaker=$CLARION:$v >/dev/null; k $NSY set image deployment/controller controller=$CLARION:$v >/dev/null; ready; note "rolled out in $((SECONDS-t)) s"; }
+do_upgrade() { "$HERE/install.sh" helm --set image.tag=v0.1.1 >/dev/null; ready; k $NSY get pods -o jsonpath='{range .items[*]}{.spec.containers[0].image}{"\n"}{end}' | sort | uniq -c; }
 do_delete() { for i in $(seq $NODES); do k $NSY delete pod $(pod $i) --wait >/dev/null; ready; sleep 3; done; }
 do_crash() { for i in $(seq $NODES); do note "kill -9 of n$i's speaker, owner of l2: n$(owner l2)"; on_node $i sh -c 'kill -9 $(pgrep -x speaker)'; sleep 12; ready; done; k $NSY get pods -l app.kubernetes.io/component=speaker --no-headers; }
+do_controller() { for p in $(k $NSY get pods -l app.kubernetes.io/component=controller -o name); do k $NSY delete $p --wait >/dev/null; ready; done
+  for i in $(seq $NODES); do on_node $i sh -c 'p=$(pgrep -x controller) && kill -9 $p' && note "kill -9 of n$i's controller" || true; sleep 5; done; ready; }
 do_freeze() { local i; i=$(owner l2); note "n$i's speaker, owner of l2, stops (SIGSTOP)"; on_node $i sh -c 'kill -STOP $(pgrep -x speaker)'; sleep 5; note "owner of l2 now n$(owner l2), next hops of bgp: $(ns r1 ip route show $(vip bgp) | grep -c nexthop)"; sleep 80; k $NSY get pods -l app.kubernetes.io/component=speaker --no-headers; k $NSY get events --field-selector reason=Killing --no-headers | tail -n 1; ready; }
 do_badimage() { k $NSY set image daemonset/speaker speaker=$CLARION:none >/dev/null; sleep 30; k $NSY get pods -l app.kubernetes.io/component=speaker --no-headers; k $NSY rollout undo daemonset/speaker >/dev/null; ready; }
 do_drain() { local i; i=$(owner l2); note "drain n$i, owner of l2"; k drain n$i --ignore-daemonsets --delete-emptydir-data --timeout=300s >$O/drain.log 2>&1 || { note "drain failed"; tail -n 2 $O/drain.log; }
@@ -70,6 +73,10 @@ do_power() { local i; i=$(owner l2); note "n$i, owner of l2, loses power"; ns n$
 
 do_delete-node() { local i; i=$(owner l2); note "delete node n$i, owner of l2"; k delete node n$i >/dev/null; sleep 20; k get speakers --no-headers; k get pods -A -o wide --no-headers | grep -c " n$i " || true; note "owner of l2 now n$(owner l2), next hops of bgp: $(ns r1 ip route show $(vip bgp) | grep -c nexthop)"
   on_node $i sh -c 'kill -9 $(pgrep -x kubelet)'; wait_for 60 k wait --for=condition=Ready node/n$i --timeout=1s; ready; note "back; owner of l2 n$(owner l2)"; }
+# All but the Services goes and comes again.
+do_reinstall() { local before after s; for s in l2 l2local bgp bgplocal; do before+="$(vip $s) "; done
+  "$HERE/uninstall.sh" kustomize; sleep 5; "$HERE/install.sh" kustomize; ready; sleep 10; for s in l2 l2local bgp bgplocal; do after+="$(vip $s) "; done
+  note "addresses before: $before after: $after"; [ "$before" = "$after" ] || failed=yes; }
 
 web; ready; failed=""
 { echo "| operation    |       l2-tcp |       l2-udp |  l2local-tcp |      bgp-tcp |      bgp-udp | bgplocal-tcp |     l2-conns |    bgp-conns |"; echo "|---|---|---|---|---|---|---|---|---|"; } >"$O/table"
