@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -42,8 +43,9 @@ const (
 	// poolStatusDelay is how long changes of the numbers are collected before they are written.
 	poolStatusDelay = 500 * time.Millisecond
 	poolStatusRetry = 5 * time.Second
-	// poolWriteTimeout is how long a write of one pool's numbers may take.
+	// poolWriteTimeout is how long a write of one pool's numbers may take, and poolWrites how many are under way at once.
 	poolWriteTimeout = 5 * time.Second
+	poolWrites       = 8
 )
 
 // allPools is the one key of the reconciler: pools are only understood together.
@@ -249,29 +251,36 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 		before[list.Items[i].Name] = p.found(&list.Items[i])
 	}
 	usage := p.services.usageOn(before)
+	var writes errgroup.Group
+	writes.SetLimit(poolWrites)
 	for i := range list.Items {
 		o := &list.Items[i]
 		status := p.status(o, set, usage[o.Name])
-		if equality.Semantic.DeepEqual(*before[o.Name], status) && !p.services.unsure(o.Name, &status) {
-			continue
-		}
-		p.note(o.Name, &written{status: status})
-		version, err := p.write(ctx, o, status)
-		if err == nil {
-			p.note(o.Name, &written{status, version})
-		}
-		if !errors.Is(err, errNotLeader) && !apierrors.IsNotFound(err) {
-			p.services.wrote(o.Name, &status, err)
-		}
-		if err != nil {
-			again.RequeueAfter = poolStatusRetry
-			if !apierrors.IsNotFound(err) && !errors.Is(err, errNotLeader) {
-				p.services.counters.writeErrors.WithLabelValues("IPAddressPool").Inc()
-				p.log.Warn("cannot write the status of a pool", "pool", o.Name, "error", err)
-			}
+		if !equality.Semantic.DeepEqual(*before[o.Name], status) || p.services.unsure(o.Name, &status) {
+			writes.Go(func() error { return p.publish(ctx, o, status) })
 		}
 	}
+	if writes.Wait() != nil {
+		again.RequeueAfter = poolStatusRetry
+	}
 	return again, nil
+}
+
+// publish writes a status, and tells those who wait for it.
+func (p *pools) publish(ctx context.Context, o *v1beta1.IPAddressPool, status v1beta1.IPAddressPoolStatus) error {
+	p.note(o.Name, &written{status: status})
+	version, err := p.write(ctx, o, status)
+	if errors.Is(err, errNotLeader) || apierrors.IsNotFound(err) {
+		return err
+	}
+	if err == nil {
+		p.note(o.Name, &written{status, version})
+	} else {
+		p.services.counters.writeErrors.WithLabelValues("IPAddressPool").Inc()
+		p.log.Warn("cannot write the status of a pool", "pool", o.Name, "error", err)
+	}
+	p.services.wrote(o.Name, &status, err)
+	return err
 }
 
 func (p *pools) note(name string, w *written) {
@@ -391,24 +400,23 @@ func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1be
 type count struct {
 	some  bool         // it does, and will until usageOn says that there are none
 	err   error        // why it could not be written
-	waits map[key]bool // Services whose addresses it is to count first
+	waits map[key]bool // Services whose addresses it is to count first, and whether they were told of err
 }
 
 func countsSome(s *v1beta1.IPAddressPoolStatus) bool {
 	return s.AssignedIPv4 > 0 || s.AssignedIPv6 > 0 || len(s.Kept) > 0
 }
 
-// counted says whether a Service's status may name its addresses. If not, the Service waits for a pool's status, or the
-// error is why that cannot be written.
-func (s *services) counted(svc *corev1.Service, res *ipam.Result) (bool, error) {
-	if sameIngress(svc, res.Addresses()) {
-		return true, nil
-	}
+// counted is a result without those addresses that a Service's status may not name yet, since the status of their pool
+// cannot be written. In place of one it has what it moves away from, if that was not taken from it. The result is nil while
+// that status is only being written. The Service is looked at again when it is.
+func (s *services) counted(svc *corev1.Service, res *ipam.Result) *ipam.Result {
+	k, out, has := client.ObjectKeyFromObject(svc), *res, allocate.Ingress(svc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, a := range res.Assigned {
+	for f, a := range res.Assigned {
 		c := s.poolCounts[a.Pool]
-		if a.Pool == "" || c != nil && c.some {
+		if a.Pool == "" || c != nil && c.some || slices.Contains(has, a.Address) {
 			continue
 		}
 		if c == nil {
@@ -418,14 +426,18 @@ func (s *services) counted(svc *corev1.Service, res *ipam.Result) (bool, error) 
 		if c.waits == nil {
 			c.waits = map[key]bool{}
 		}
-		c.waits[client.ObjectKeyFromObject(svc)] = true
-		if c.err != nil { // it is tried again without a Service that asks for it
-			return false, fmt.Errorf("%s is given when the status of pool %s can be written: %w", a.Address, a.Pool, c.err)
+		c.waits[k] = c.err != nil
+		if c.err == nil {
+			s.waits()
+			return nil
 		}
-		s.waits()
-		return false, nil
+		out.Assigned[f], out.Passed, out.Admins = ipam.Assignment{}, nil, ipam.Note{}
+		if n := slices.IndexFunc(has, func(h netip.Addr) bool { return h.Is4() == a.Address.Is4() }); n >= 0 && res.Notice == "" {
+			out.Assigned[f].Address = has[n]
+		}
+		out.Reason, out.Detail = v1beta1.ReasonPoolStatusNotWritten, fmt.Sprintf("%s is given when the status of pool %s can be written: %v", a.Address, a.Pool, c.err)
 	}
-	return true, nil
+	return &out
 }
 
 // usageOn is usage, to be written over statuses. From now on nothing is published from a pool whose status counts none, or
@@ -438,9 +450,11 @@ func (s *services) usageOn(statuses map[string]*v1beta1.IPAddressPoolStatus) map
 		u, status := usage[name], statuses[name]
 		switch {
 		case u == nil || status == nil: // deleted
-			s.look(c)
+			s.look(c, nil)
 			delete(s.poolCounts, name)
-		case !countsSome(status) || u.Assigned == [2]int64{} && len(u.Kept) == 0:
+		case u.Assigned == [2]int64{} && len(u.Kept) == 0: // nothing is to be written, so nothing fails
+			c.some, c.err = false, nil
+		case !countsSome(status):
 			c.some = false
 		}
 	}
@@ -468,14 +482,18 @@ func (s *services) wrote(name string, status *v1beta1.IPAddressPoolStatus, err e
 		c.some = countsSome(status)
 	}
 	if c.some || err != nil {
-		s.look(c)
+		s.look(c, err)
 	}
 }
 
-// look has those looked at that wait for c. s.mu must be held.
-func (s *services) look(c *count) {
-	for k := range c.waits {
-		s.queue.Add(reconcile.Request{NamespacedName: k})
+// look has those looked at that wait for c, or of an error those that were not told yet. s.mu must be held.
+func (s *services) look(c *count, err error) {
+	for k, told := range c.waits {
+		if err == nil || !told {
+			s.queue.Add(reconcile.Request{NamespacedName: k})
+		}
 	}
-	c.waits = nil
+	if err == nil {
+		c.waits = nil
+	}
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -12,11 +14,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
 )
 
 // TestPoolOfFirstAddress: a pool cannot be deleted from the moment on when the first address of it is in a Service's status,
@@ -72,16 +78,16 @@ func TestPoolOfFirstAddress(t *testing.T) {
 func TestPoolNotWritable(t *testing.T) {
 	a := newAPI(t)
 	ctx := context.Background()
-	meta := metav1.ObjectMeta{Name: "test-no-status"}
-	policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: meta, Spec: admissionv1.ValidatingAdmissionPolicySpec{
+	named := metav1.ObjectMeta{Name: "test-no-status"}
+	policy := &admissionv1.ValidatingAdmissionPolicy{ObjectMeta: named, Spec: admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: admissionv1.RuleWithOperations{
 			Operations: []admissionv1.OperationType{admissionv1.Update},
 			Rule:       admissionv1.Rule{APIGroups: []string{v1beta1.GroupVersion.Group}, APIVersions: []string{"*"}, Resources: []string{"ipaddresspools/status"}},
 		}}}},
 		Validations: []admissionv1.Validation{{Expression: "object.metadata.name != 'stuck'", Message: "the disk is full"}},
 	}}
-	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: meta, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
-		PolicyName: meta.Name, ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
+	binding := &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: named, Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
+		PolicyName: named.Name, ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
 	}}
 	remove := func() {
 		a.ok(client.IgnoreNotFound(a.Delete(ctx, binding)))
@@ -122,4 +128,68 @@ func TestPoolNotWritable(t *testing.T) {
 	}
 	remove()
 	a.wants("stuck", "Allocated", []string{"203.0.113.0"})
+}
+
+// TestPoolNotCounted: what a Service lost is taken out of its status though the address in its place cannot be published,
+// what it moves away from is not; the Service is told why once, and gets the address when the pool's status can be written.
+func TestPoolNotCounted(t *testing.T) {
+	for _, lost := range []bool{true, false} {
+		t.Run(fmt.Sprintf("lost=%t", lost), func(t *testing.T) {
+			svc := newService("web")
+			svc.Spec.ClusterIPs = []string{"10.96.0.7"}
+			c := fake.NewClientBuilder().WithStatusSubresource(svc).WithObjects(svc, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}}).Build()
+			s := newServices(t, c, c, newPool("lan", v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"198.51.100.1/32"}}),
+				newPool("stuck", v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"203.0.113.1/32"}}))
+			defer s.queue.ShutDown()
+			delete(s.poolCounts, "stuck")
+			k := client.ObjectKeyFromObject(svc)
+			step := func(address, reason, message string) {
+				t.Helper()
+				if _, err := s.Reconcile(t.Context(), reconcile.Request{NamespacedName: k}); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Get(t.Context(), k, svc); err != nil {
+					t.Fatal(err)
+				}
+				if got := allocate.Ingress(svc); len(got) != min(1, len(address)) || len(got) == 1 && got[0].String() != address {
+					t.Errorf("the status names %v, want %q", got, address)
+				}
+				if c := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated); c == nil || c.Reason != reason || !strings.Contains(c.Message, message) {
+					t.Errorf("the condition is %+v, want reason %s with %q", c, reason, message)
+				}
+			}
+			queued := func(want int, when string) {
+				t.Helper()
+				if got := s.queue.Len(); got != want {
+					t.Errorf("%s: %d Services are looked at, want %d", when, got, want)
+				}
+				for range s.queue.Len() {
+					r, _ := s.queue.Get()
+					s.queue.Done(r)
+				}
+			}
+			step("198.51.100.1", v1beta1.ReasonAllocated, "pool lan")
+			old := "198.51.100.1"
+			if lost {
+				s.table.Quarantine(map[netip.Addr]bool{netip.MustParseAddr(old): true}, time.Now())
+				old = ""
+			} else {
+				svc.Annotations = map[string]string{v1beta1.AnnotationAddressPool: "stuck"}
+				if err := c.Update(t.Context(), svc); err != nil {
+					t.Fatal(err)
+				}
+			}
+			queued(0, "at first")
+			step("198.51.100.1", v1beta1.ReasonAllocated, "pool lan")
+			status, full := &v1beta1.IPAddressPoolStatus{AssignedIPv4: 1}, errors.New("the disk is full")
+			s.wrote("stuck", status, full)
+			queued(1, "the status of the pool cannot be written")
+			step(old, v1beta1.ReasonPoolStatusNotWritten, "203.0.113.1 is given when the status of pool stuck can be written: the disk is full")
+			s.wrote("stuck", status, full)
+			queued(0, "it still cannot")
+			s.wrote("stuck", status, nil)
+			queued(1, "it is written")
+			step("203.0.113.1", v1beta1.ReasonAllocated, "pool stuck")
+		})
+	}
 }

@@ -398,16 +398,14 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		return reconcile.Result{}, nil
 	}
 	return s.inTurn(k, func() (reconcile.Result, error) {
-		if wait := s.contested(svc, &res); wait > 0 {
+		res := s.counted(svc, &res)
+		if res == nil {
+			return reconcile.Result{}, nil
+		}
+		if wait := s.contested(svc, res); wait > 0 {
 			return reconcile.Result{RequeueAfter: wait}, nil
 		}
-		if counted, err := s.counted(svc, &res); !counted {
-			if err != nil {
-				_, err = s.retry(ctx, k, err)
-			}
-			return reconcile.Result{}, err // it is looked at again when the status of the pool is written, or cannot be
-		}
-		return s.retry(ctx, k, s.write(ctx, svc, &res))
+		return s.retry(ctx, k, s.write(ctx, svc, res))
 	})
 }
 

@@ -65,6 +65,9 @@ const (
 	ReasonFamilyMismatch = "FamilyMismatch"
 	// ReasonInvalidRequest: the annotations cannot be read, or contradict each other.
 	ReasonInvalidRequest = "InvalidRequest"
+	// ReasonPoolStatusNotWritten: the Service is to have an address of a pool whose status counts none yet, and that status
+	// cannot be written. A pool is protected from deletion by its count, so that comes first.
+	ReasonPoolStatusNotWritten = "PoolStatusNotWritten"
 	// ReasonForeign is no condition's: another controller has given the Service addresses that are in no pool. It is left
 	// alone.
 	ReasonForeign = "Foreign"

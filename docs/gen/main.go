@@ -224,7 +224,7 @@ func constants(file string) ([]constant, error) {
 			}
 			// The comment begins with the constant's name, which says nothing to a user.
 			doc := strings.TrimPrefix(strings.TrimSpace(spec.Doc.Text()), spec.Names[0].Name)
-			doc = strings.TrimLeft(doc, ", ")
+			doc = strings.TrimLeft(doc, ",: ")
 			out = append(out, constant{value, doc})
 		}
 	}
