@@ -39,7 +39,7 @@ func (a *app) completeFlags(root *cobra.Command) {
 func (a *app) names(ctx context.Context, list client.ObjectList, want func(client.Object) (name string, ok bool), options ...client.ListOption) (out []string) {
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()
-	conn, err := a.connect(a.flags)
+	conn, err := a.open()
 	if err != nil || conn.List(ctx, list, options...) != nil {
 		return nil
 	}

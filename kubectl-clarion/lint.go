@@ -38,7 +38,8 @@ func (a *app) lintCommand() *cobra.Command {
 		Short: "What is wrong with objects of Clarion's kinds, without a cluster",
 		Long: `What is wrong with objects of Clarion's kinds, without a cluster: what an API server would refuse of each (the schema and
 the rules of the CustomResourceDefinitions, checked by the API server's own code; unknown fields too), and what is wrong
-with them together: names of objects that are not among them, pools that overlap.`,
+with them together: names of objects that are not among them, pools that overlap. With --offline --cluster DUMP the objects
+of the dump count as there.`,
 		Example: `  kubectl clarion lint -f clarion/ -R
   kustomize build | kubectl clarion lint -f -`,
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
@@ -46,6 +47,11 @@ with them together: names of objects that are not among them, pools that overlap
 			objects, err := a.readFiles(&files)
 			if err != nil {
 				return err
+			}
+			if a.offline {
+				if objects, err = a.beside(cmd.Context(), objects); err != nil {
+					return err
+				}
 			}
 			r, err := lint(cmd.Context(), objects)
 			if err != nil {
@@ -63,6 +69,32 @@ with them together: names of objects that are not among them, pools that overlap
 	fileFlags(cmd, &files)
 	a.printFlag(cmd)
 	return cmd
+}
+
+// beside adds to objects those of a dump that they do not replace.
+func (a *app) beside(ctx context.Context, in []*unstructured.Unstructured) ([]*unstructured.Unstructured, error) {
+	_, c, err := a.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for _, o := range in {
+		seen[nameOf(o)] = true
+	}
+	for _, o := range c.objects {
+		kind, name, _ := strings.Cut(o.name, "/")
+		if kind == "Speaker" || seen[kind+"/"+name] {
+			continue
+		}
+		u, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o.is)
+		if err != nil {
+			return nil, err
+		}
+		out := &unstructured.Unstructured{Object: u}
+		out.SetGroupVersionKind(v1beta1.GroupVersion.WithKind(kind))
+		in = append(in, out)
+	}
+	return in, nil
 }
 
 // fileFlags are kubectl's flags for files.

@@ -59,6 +59,7 @@ type reading struct {
 	now       func() time.Time
 	wait      func(context.Context, time.Duration)
 	progress  *progress
+	alive     *bool // whether the controller is, where that is known
 }
 
 // load reads the cluster.

@@ -44,7 +44,9 @@ func (e exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 type connection struct {
 	client.Reader
 	config    *rest.Config
-	namespace string // to take where none is given
+	namespace string    // to take where none is given
+	pods      podReader // nil when they cannot be asked
+	dump      *about    // what is read, if it is one
 }
 
 // app is what all commands share.
@@ -59,8 +61,10 @@ type app struct {
 
 	system string // Clarion's namespace
 	every  bool   // Services of all namespaces are meant
-	output string // table, wide, json or yaml
-	color  bool
+	// offline: a dump is read, whose name is that of the flag --cluster.
+	offline bool
+	output  string // table, wide, json or yaml
+	color   bool
 }
 
 func main() {
@@ -114,7 +118,8 @@ question cannot be answered: what that takes may not be read, or cannot be reach
 	a.flags = genericclioptions.NewConfigFlags(true)
 	a.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&a.system, "clarion-namespace", "clarion-system", "the namespace that Clarion runs in")
-	root.AddCommand(a.statusCommand(), a.explainCommand(), a.planCommand(), a.lintCommand(), a.versionCommand())
+	root.PersistentFlags().BoolVar(&a.offline, "offline", false, "answer from the dump that --cluster names, not from a cluster")
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.versionCommand())
 	a.completeFlags(root)
 	return root
 }
@@ -193,7 +198,7 @@ func dial(flags *genericclioptions.ConfigFlags) (*connection, error) {
 		return nil, err
 	}
 	c, err := client.New(config, client.Options{Scheme: scheme})
-	return &connection{c, config, namespace}, err
+	return &connection{Reader: c, config: config, namespace: namespace, pods: pods{config}}, err
 }
 
 func newScheme() (*runtime.Scheme, error) {
@@ -228,7 +233,7 @@ func (p *progress) step(what string) (done func()) {
 
 // load reads the cluster.
 func (a *app) load(ctx context.Context) (*connection, *cluster, error) {
-	conn, err := a.connect(a.flags)
+	conn, err := a.open()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -236,6 +241,10 @@ func (a *app) load(ctx context.Context) (*connection, *cluster, error) {
 	return conn, c, err
 }
 
-func (a *app) read(ctx context.Context, from client.Reader) (*cluster, error) {
-	return load(ctx, from, reading{namespace: a.system, now: a.now, wait: a.wait, progress: &progress{a.ErrOut, time.Now()}})
+func (a *app) read(ctx context.Context, from *connection) (*cluster, error) {
+	how := reading{namespace: a.system, now: a.now, wait: a.wait, progress: &progress{a.ErrOut, time.Now()}}
+	if d := from.dump; d != nil {
+		how.namespace, how.now, how.alive = d.System, func() time.Time { return d.Taken }, &d.ControllerAlive
+	}
+	return load(ctx, from, how)
 }

@@ -65,6 +65,9 @@ func TestOutput(t *testing.T) {
 				} else if diff := gocmp.Diff(string(f.Data), got); diff != "" {
 					t.Errorf("%s (-want +got):\n%s", f.Name, diff)
 				}
+				if diff := gocmp.Diff(got, saysOfDump(t, reader, in, strings.Fields(f.Name))); diff != "" {
+					t.Errorf("%s, of a dump (-of the cluster +of the dump):\n%s", f.Name, diff)
+				}
 			}
 			if *update {
 				if err := os.WriteFile(file, txtar.Format(a), 0o644); err != nil {
@@ -90,6 +93,28 @@ func says(t *testing.T, from client.Reader, in []byte, args ...string) string {
 		got += fmt.Sprintf("exit %d\n", code)
 	}
 	return got
+}
+
+// saysOfDump is what the plug-in prints when it is asked the same of a dump of the cluster.
+func saysOfDump(t *testing.T, from client.Reader, in []byte, args []string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "dump.tar.gz")
+	take := []string{"dump", "--to", file}
+	for i, a := range args {
+		if a == "-n" || a == "--clarion-namespace" {
+			take = append(take, a, args[i+1])
+		} else if strings.HasPrefix(a, "--clarion-namespace=") {
+			take = append(take, a)
+		}
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Fatal("it is there already")
+	}
+	said := says(t, from, nil, take...)
+	if _, err := os.Stat(file); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	return says(t, nil, in, append([]string{"--offline", "--cluster", file}, args...)...)
 }
 
 // testApp is the plug-in in a cluster that is read, with time standing still.
@@ -122,7 +147,9 @@ func readerOf(t *testing.T, objects string, forbidden []string) client.Reader {
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 	builder := fake.NewClientBuilder().WithScheme(scheme).WithInterceptorFuncs(interceptor.Funcs{
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
-			if kind := kindOf(t, list); slices.Contains(forbidden, kind) {
+			var o client.ListOptions
+			o.ApplyOptions(opts)
+			if kind := kindOf(t, list); slices.Contains(forbidden, kind) && o.Namespace == "" {
 				return apierrors.NewForbidden(schema.GroupResource{Resource: kind}, "", errors.New("no right to list it"))
 			}
 			return c.List(ctx, list, opts...)
@@ -201,7 +228,7 @@ func TestRights(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	read = append(read, "/namespaces") // by plan
+	read = append(read, "/namespaces", "events.k8s.io/events") // by plan and dump
 	slices.Sort(allowed)
 	slices.Sort(read)
 	if diff := gocmp.Diff(read, allowed); diff != "" {

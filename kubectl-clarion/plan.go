@@ -225,6 +225,9 @@ func (a *app) written(ctx context.Context, conn *connection, w *plan.World, e *e
 		delete(was, "status")
 		out := &unstructured.Unstructured{Object: was}
 		out.SetGroupVersionKind(o.GroupVersionKind())
+		if conn.dump != nil && dumpedPassword(o, out) {
+			r.Notes = append(r.Notes, nameOf(o)+": its password is taken to be what it was, which the dump does not hold")
+		}
 		return out
 	})
 	if err != nil {

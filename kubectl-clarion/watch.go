@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -22,7 +23,10 @@ const kept = 20
 // watchStatus shows the cluster on a page that is drawn anew, and below it what has changed. Where the output is no
 // terminal, or another format than a table was asked for, it prints a line for each change and nothing else.
 func (a *app) watchStatus(ctx context.Context) error {
-	conn, err := a.connect(a.flags)
+	if a.offline {
+		return errors.New("nothing changes in a dump: --watch is for a cluster")
+	}
+	conn, err := a.open()
 	if err != nil {
 		return err
 	}
