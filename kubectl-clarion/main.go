@@ -119,7 +119,7 @@ question cannot be answered: what that takes may not be read, or cannot be reach
 	a.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&a.system, "clarion-namespace", "clarion-system", "the namespace that Clarion runs in")
 	root.PersistentFlags().BoolVar(&a.offline, "offline", false, "answer from the dump that --cluster names, not from a cluster")
-	root.AddCommand(a.statusCommand(), a.explainCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.versionCommand())
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.migrateCommand(), a.versionCommand())
 	a.completeFlags(root)
 	return root
 }
