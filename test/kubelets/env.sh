@@ -11,7 +11,9 @@ export ROOT SRC NODES PFX KUBECONFIG=$H/admin.conf PATH=$BIN:/usr/sbin:/sbin:$PA
 ns() { ip netns exec "$PFX-$1" "${@:2}"; }
 k() { ns cp kubectl "$@"; }
 spawn() { # name netns command…: in the background, its pid in $H/pid/name, its output in $H/log/name.log
-  setsid ip netns exec "$PFX-$2" "${@:3}" >>"$H/log/$1.log" 2>&1 </dev/null & echo $! >"$H/pid/$1"; }
+  (let_go; exec setsid ip netns exec "$PFX-$2" "${@:3}" >>"$H/log/$1.log" 2>&1 </dev/null) & echo $! >"$H/pid/$1"; }
+let_go() { # of what the caller had open, such as a lock: what is started here outlives it
+  local fd; for fd in /proc/self/fd/*; do fd=${fd##*/}; [ "$fd" -le 2 ] || [ "$fd" = 255 ] || eval "exec $fd>&-"; done; }
 wait_for() { # seconds command…
   local end=$((SECONDS+$1)); shift; until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || { echo "gave up on: $*" >&2; return 1; }; sleep 0.2; done; }
 on_node() { # I command…: inside the node's namespaces, all of them
