@@ -168,6 +168,9 @@ func (r *reconciler) note(addrs []netip.Addr, first bool) {
 
 // verdict is what to do about another member that claims an address of this node. It takes no lock.
 func (r *reconciler) verdict(node string, addr netip.Addr) layer2.Verdict {
+	if r.orphan.Load() {
+		return layer2.Yield // the others know more
+	}
 	x, _ := r.rankings.Load(addr)
 	ranking, _ := x.(ranking)
 	if _, better := slices.BinarySearch(ranking.better, node); better {

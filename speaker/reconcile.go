@@ -62,6 +62,7 @@ type reconciler struct {
 
 	unsent   atomic.Int64 // when the event came that the routes were last changed for; 0: they have been sent
 	rankings sync.Map     // of each of roles
+	orphan   atomic.Bool  // there is no Node, or none yet: the others decide without this speaker
 }
 
 // reconcilerConfig is what a reconciler is made with.
@@ -202,8 +203,12 @@ func (r *reconciler) step(now time.Time) {
 	s.Lock()
 	defer s.Unlock()
 	event := r.woken.Swap(0)
-	if s.Node(r.node) == nil {
-		return // not known: what is announced stays
+	orphan := s.Node(r.node) == nil
+	if r.orphan.Swap(orphan) != orphan && orphan && len(r.roles) > 0 {
+		r.log.Warn("the Node is gone: what is announced stays, and an address on the local network until another speaker is heard to have it")
+	}
+	if orphan {
+		return
 	}
 	for addr, t := range r.later {
 		if !t.After(now) {

@@ -649,3 +649,29 @@ func TestLeaving(t *testing.T) {
 		})
 	}
 }
+
+// A node whose Node is deleted keeps what it answers for until another one has it, and does not defend it: for the others it
+// is none that could have it.
+func TestNodeGone(t *testing.T) {
+	w := newWorld(t)
+	me := node("a")
+	w.set(lanPool(), &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, me, node("b"), svc("web", "192.0.2.1"), endpoints("web", "b"))
+	w.r.setJoined()
+	w.alive("a")
+	addr := netip.MustParseAddr("192.0.2.1")
+	w.alive("a", "b")
+	if v := w.r.verdict("c", addr); v != layer2.Defend {
+		t.Fatalf("one that has no right gets %v, want to be told", v)
+	}
+	before := w.sinks.layer2
+	w.del(me)
+	w.want("the Node is gone", before, "")
+	if v := w.r.verdict("c", addr); v != layer2.Yield {
+		t.Errorf("another one gets %v when the Node is gone, want to be yielded to", v)
+	}
+	delete(w.have, "*v1.Node /a")
+	w.set(node("a"))
+	if v := w.r.verdict("c", addr); v != layer2.Defend {
+		t.Errorf("one that has no right gets %v when the Node is back, want to be told", v)
+	}
+}

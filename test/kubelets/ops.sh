@@ -43,7 +43,7 @@ owner() { k get svc $1 -o jsonpath='{.status.conditions[?(@.type=="clarionlb.io/
 pod() { k $NSY get pod -l app.kubernetes.io/component=speaker --field-selector spec.nodeName=n$1 -o jsonpath='{.items[0].metadata.name}'; }
 ready() { k $NSY rollout status daemonset/speaker deployment/controller --timeout=180s >/dev/null; wait_for 60 sh -c "[ \$(ip netns exec $PFX-r1 ip route show $(vip bgp) | grep -c nexthop) = $NODES ]" || true; }
 streams() { # start them
-  pids=(); for s in "l2-tcp c l2" "l2-udp c l2 -udp" "l2local-tcp c l2local" "bgp-tcp x bgp" "bgp-udp x bgp -udp" "bgplocal-tcp x bgplocal" "l2-conns c l2 -conns=40" "bgp-conns x bgp -conns=40"; do set -- $s
+  pids=(); for s in "l2-tcp c l2" "l2-udp c l2 -udp" "l2local-tcp c l2local" "bgp-tcp x bgp" "bgp-udp x bgp -udp" "bgplocal-tcp x bgplocal" "l2-conns c l2 -conns=40" "l2local-conns c l2local -conns=40" "bgp-conns x bgp -conns=40"; do set -- $s
     ip netns exec $PFX-$2 stream -name $1 -addr $(vip $3) -rate ${RATE:-50} ${4:-} >$O/$1.json & pids+=($!); done; sleep 3; }
 streams_end() { sleep ${SETTLE:-5}; kill -INT "${pids[@]}"; wait "${pids[@]}" || true; python3 "$HERE/table.py" "$1" "$O" >>"$O/table" || failed=yes; }
 note() { echo "   $(date +%T) $*"; }
@@ -79,6 +79,6 @@ do_reinstall() { local before after s; for s in l2 l2local bgp bgplocal; do befo
   note "addresses before: $before after: $after"; [ "$before" = "$after" ] || failed=yes; }
 
 web; ready; failed=""
-{ echo "| operation    |       l2-tcp |       l2-udp |  l2local-tcp |      bgp-tcp |      bgp-udp | bgplocal-tcp |     l2-conns |    bgp-conns |"; echo "|---|---|---|---|---|---|---|---|---|"; } >"$O/table"
+{ echo "| operation    |       l2-tcp |       l2-udp |  l2local-tcp |      bgp-tcp |      bgp-udp | bgplocal-tcp |     l2-conns | l2local-conns |    bgp-conns |"; echo "|---|---|---|---|---|---|---|---|---|---|"; } >"$O/table"
 for what; do echo "== $what"; streams; do_$what; streams_end "$what"; tail -n 1 "$O/table"; done
 echo "Lost of sent; of 40 kept connections, how many broke."; cat "$O/table"; [ -z "$failed" ]

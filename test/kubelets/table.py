@@ -4,7 +4,7 @@ import json, sys
 
 what, folder = sys.argv[1], sys.argv[2]
 requests = ["l2-tcp", "l2-udp", "l2local-tcp", "bgp-tcp", "bgp-udp", "bgplocal-tcp"]
-streams = requests + ["l2-conns", "bgp-conns"]
+streams = requests + ["l2-conns", "l2local-conns", "bgp-conns"]
 # What must be 0. A connection breaks only where its packets come to another node than before: with a speaker that ends for
 # good, a node that is drained, deleted, or gone.
 nothing = {
