@@ -177,11 +177,15 @@ type Responder struct {
 	crowd       int  // things that this step has planned one after the other
 	sought      ring // what is sought elsewhere, since when the last one was added
 	soughtSince time.Time
-	rush        int // how many of them to ask for without a pause
-	seeking     *task
-	news        news     // to be logged
-	calls       []func() // callbacks to be made without the lock
-	changed     bool     // OnChange is due
+	rush        int      // how many of them to ask for without a pause
+	beat        struct { // when calm nodes are asked next, and how many
+		at    time.Time
+		asked int
+	}
+	seeking *task
+	news    news     // to be logged
+	calls   []func() // callbacks to be made without the lock
+	changed bool     // OnChange is due
 }
 
 // New returns a Responder that does nothing until Run is called.

@@ -169,7 +169,7 @@ func (r *Responder) tend(n *node, now time.Time) {
 		r.plan.cancel(n.watch)
 	} else if n.watch.index < 0 {
 		r.listenFor(n, now)
-		r.plan.set(n.watch, now.Add(r.pace(n)))
+		r.plan.set(n.watch, now.Add(r.pace(n, now)))
 	}
 	if len(n.lost.all) == 0 {
 		r.plan.cancel(n.recall)
@@ -183,13 +183,20 @@ func (r *Responder) tend(n *node, now time.Time) {
 }
 
 // pace is the time until the next question to a node. All questions together are about 200 a second at most, each node's as
-// many as the next one's.
-func (r *Responder) pace(n *node) time.Duration {
+// many as the next one's. Several nodes are asked at one time, since what costs is to wake up for it.
+func (r *Responder) pace(n *node, now time.Time) time.Duration {
+	const most = 16 // in one beat
 	if !n.calm() {
 		return r.config.PollInterval * 2 / 5
 	}
 	mean := max(r.config.PollInterval, time.Duration(len(r.nodes))*5*time.Millisecond)
-	return mean - rand.N(mean/8+1) // two that watch each other do not go in step
+	wait := r.beat.at.Sub(now)
+	if r.beat.asked == most || wait <= mean/2 || wait > mean {
+		wait = mean - rand.N(mean/8+1) // two that watch each other do not go in step
+		r.beat.at, r.beat.asked = now.Add(wait), 0
+	}
+	r.beat.asked++
+	return wait
 }
 
 // recallPace is the time between two questions to a node that fell silent: at most 50 a second to all of them together.
@@ -208,7 +215,7 @@ func (r *Responder) watchNode(n *node, now time.Time) (next time.Time) {
 	for len(n.held.all) > 0 {
 		if s := n.held.all[0].h.slots[n.key.index]; s == nil || !s.port.link.Carrier {
 			n.open, n.misses = nil, 0
-			return now.Add(r.pace(n)) // the silence is this node's
+			return now.Add(r.pace(n, now)) // the silence is this node's
 		}
 		if !n.alone.IsZero() && r.standIn(n, now) {
 			continue
@@ -224,7 +231,7 @@ func (r *Responder) watchNode(n *node, now time.Time) (next time.Time) {
 		if ask != nil {
 			r.poll(ask)
 			r.askKernel(n, now)
-			return now.Add(r.pace(n))
+			return now.Add(r.pace(n, now))
 		}
 	}
 	return time.Time{}
