@@ -15,6 +15,8 @@ import (
 // only when it last wrote rules. It is asked for what has become servable of late, and not any more once it is known.
 const (
 	readyInterval = 20 * time.Millisecond
+	readyGap      = time.Millisecond // between the questions of all Services
+	readyLate     = 5 * time.Second  // between two that were not answered in time
 	readyTimeout  = time.Second
 	readyLimit    = 3 * time.Second         // then it is announced anyway: another Service proxy may not have the port
 	syncLimit     = 1500 * time.Millisecond // kube-proxy rests a second between two times, and may have been faster than this node
@@ -76,10 +78,8 @@ func (r *reconciler) ready(addr netip.Addr, claims []announce.Claim) bool {
 }
 
 // ask asks until the Service proxy serves the Service at its port, or, where that is 0, everything that was asked for
-// has been there when it last wrote its rules; or until the time is up.
+// has been there when it last wrote its rules. When the time is up the address is announced, and asked for now and then.
 func (r *reconciler) ask(a asked, at netip.AddrPort) {
-	tick := time.NewTicker(readyInterval)
-	defer tick.Stop()
 	for {
 		var health proxyHealth
 		serves := false
@@ -89,32 +89,40 @@ func (r *reconciler) ask(a asked, at netip.AddrPort) {
 			serves = r.asks(context.Background(), at)
 		}
 		r.snapshot.Lock()
-		all := len(a)
+		wait, news := readyLate, false
 		for addr, f := range a {
-			late := at.Port() != 0 && !serves && time.Since(f.since) >= readyLimit
+			_, late := r.unproven[addr]
 			switch {
-			case f.ready: // at the port of another Service
-			case at.Port() == 0 && !health.has(addr, f.since), at.Port() != 0 && !serves && !late:
+			case r.fit[addr] != f, f.ready && !late: // it moved, or is served at the port of another Service
+				delete(a, addr)
 				continue
-			case late && r.fit[addr] == f:
+			case at.Port() == 0 && health.has(addr, f.since), serves:
+				delete(a, addr)
+				delete(r.unproven, addr)
+			case late:
+				continue
+			case at.Port() == 0, time.Since(f.since) < readyLimit:
+				wait = readyInterval
+				continue
+			default:
 				r.unproven[addr] = at.Port()
 				r.log.Warn("the Service proxy does not say that it serves a Service from endpoints of its own; it is announced all the same", "address", addr, "asked", at, "for", readyLimit)
 			}
-			f.ready = true
+			f.ready, news = true, true
 			r.snapshot.Mark(addr)
-			delete(a, addr)
 		}
+		wait = max(wait, time.Duration(len(r.asked))*readyGap)
 		left := len(a)
 		if left == 0 {
 			delete(r.asked, at.Port())
 		}
 		r.snapshot.Unlock()
-		if left < all {
+		if news {
 			r.poke()
 		}
 		if left == 0 {
 			return
 		}
-		<-tick.C
+		time.Sleep(wait)
 	}
 }

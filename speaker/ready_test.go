@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -96,7 +97,14 @@ func TestLocalServiceThatMoves(t *testing.T) {
 		both([]string{"a", "b"})
 		expect("back, and it does not serve yet", 0)
 		time.Sleep(readyLimit)
-		expect("its time is up", 2)
+		if expect("its time is up", 2); len(w.r.unproven) != 2 {
+			t.Errorf("of %v it is not said that the Service proxy did not say that it serves them", w.r.unproven)
+		}
+		serves.Store(true)
+		time.Sleep(readyLate)
+		if expect("it serves after all", 2); len(w.r.unproven) != 0 {
+			t.Errorf("%v is still said to be announced without the Service proxy's word", w.r.unproven)
+		}
 	})
 }
 
@@ -191,5 +199,37 @@ func TestSharedAddressOfLocalServices(t *testing.T) {
 		if n := asked.Load(); n > 10 {
 			t.Errorf("%d questions about an address that is known to be served", n)
 		}
+	})
+}
+
+// A thousand new Services ask the Service proxy about a thousand questions a second, not each as often as one alone.
+func TestManyNewServices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 1000
+		var questions atomic.Int32
+		var serves atomic.Bool
+		w := newWorld(t)
+		w.r.asks = func(context.Context, netip.AddrPort) bool { questions.Add(1); return serves.Load() }
+		w.r.synced = func(context.Context) proxyHealth { return proxyHealth{ok: true} }
+		p := lanPool()
+		p.Spec.Addresses = []v1beta1.AddressRange{"198.18.0.0/16"}
+		w.set(p, &v1beta1.L2Advertisement{ObjectMeta: metav1.ObjectMeta{Name: "all"}}, node("a", "192.0.2.11"))
+		w.r.setJoined()
+		w.alive("a")
+		w.step()
+		for i := range many {
+			s := svc(fmt.Sprintf("web-%d", i), fmt.Sprintf("198.18.%d.%d", i/250, i%250))
+			s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = corev1.ServiceExternalTrafficPolicyLocal, int32(30000+i)
+			w.set(s, endpoints(s.Name, "a"))
+		}
+		synctest.Wait()
+		w.step()
+		time.Sleep(readyLimit - time.Millisecond)
+		synctest.Wait()
+		if n := questions.Load(); n < many || n > 5*many {
+			t.Errorf("%d questions in %v", n, readyLimit)
+		}
+		serves.Store(true) // the questions end
+		time.Sleep(readyLate)
 	})
 }
