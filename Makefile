@@ -73,6 +73,10 @@ ways: ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both 
 kubelets: ## Clarion on real kubelets (as root): manifests and chart, and what operators do under load; a quarter of an hour
 	test/kubelets/kubelets deps build images up kustomize web plugin ops=idle,rollout,delete,crash,controller,badimage,drain,taint,kubelet,containerd,delete-node,power,reinstall un-kustomize helm ops=upgrade un-helm
 
+.PHONY: kubelets-quick
+kubelets-quick: ## the same in three minutes, once Kubernetes is built: manifests, a Service that answers, speakers updated and killed
+	test/kubelets/kubelets deps build images up kustomize web plugin ops=rollout,crash
+
 .PHONY: conformance
 conformance: ## Kubernetes' own LoadBalancer specs by layer 2 and BGP, with iptables and nftables; an hour and a half
 	FAMILIES=4 MODE=iptables test/kubelets/kubelets deps specs images up kustomize dns long l2 bgp
