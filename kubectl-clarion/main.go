@@ -54,6 +54,7 @@ type app struct {
 	genericiooptions.IOStreams
 	flags   *genericclioptions.ConfigFlags
 	connect func(*genericclioptions.ConfigFlags) (*connection, error)
+	ask     asker
 	now     func() time.Time
 	wait    func(context.Context, time.Duration)
 	version string
@@ -76,6 +77,7 @@ func main() {
 		version: version.String(), built: goruntime.Version() + " " + goruntime.GOOS + "/" + goruntime.GOARCH,
 		color: term.IsTerminal(int(os.Stdout.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb",
 	}
+	a.ask = a.forwarded
 	code := a.run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
@@ -119,7 +121,7 @@ question cannot be answered: what that takes may not be read, or cannot be reach
 	a.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&a.system, "clarion-namespace", "clarion-system", "the namespace that Clarion runs in")
 	root.PersistentFlags().BoolVar(&a.offline, "offline", false, "answer from the dump that --cluster names, not from a cluster")
-	root.AddCommand(a.statusCommand(), a.explainCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.migrateCommand(), a.versionCommand())
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.traceCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.migrateCommand(), a.versionCommand())
 	a.completeFlags(root)
 	return root
 }

@@ -40,6 +40,7 @@ import (
 	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/metricsauth"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/trace"
 	"github.com/clarionlb/clarion/internal/version"
 	"github.com/clarionlb/clarion/speaker/bfd"
 	"github.com/clarionlb/clarion/speaker/bgp"
@@ -74,6 +75,7 @@ type options struct {
 	metricsAddr     string
 	metricsSecure   bool
 	healthAddr      string
+	traceAddr       string
 	logLevel        slog.Level
 }
 
@@ -101,6 +103,7 @@ func main() {
 	flag.StringVar(&o.metricsAddr, "metrics-bind-address", ":9120", "where /metrics is served; 0: nowhere")
 	flag.BoolVar(&o.metricsSecure, "metrics-secure", false, "serve /metrics by HTTPS, to those only whom the API server lets get the path /metrics")
 	flag.StringVar(&o.healthAddr, "health-probe-bind-address", ":9121", "where /healthz and /readyz are served; 0: nowhere")
+	flag.StringVar(&o.traceAddr, "trace-bind-address", fmt.Sprintf("127.0.0.1:%d", trace.Port), "port of the node's loopback at which kubectl clarion trace has this node check announced addresses; 0: nowhere")
 	flag.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "DEBUG, INFO, WARN or ERROR")
 	version.Flag(flag.CommandLine, "speaker")
 	flag.Parse()
@@ -132,6 +135,10 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		if u, err := url.Parse(o.proxyHealthURL); err != nil || u.Scheme != "http" || u.Host == "" {
 			return fmt.Errorf("--proxy-health-url %q must be like http://127.0.0.1:10256/healthz", o.proxyHealthURL)
 		}
+	}
+	traceAt, err := loopback(o.traceAddr)
+	if err != nil {
+		return err
 	}
 	profile, err := members.ParseProfile(o.membersProfile)
 	if err != nil {
@@ -167,7 +174,8 @@ func run(ctx context.Context, o options, log *slog.Logger) error {
 		return err
 	}
 	s := newSpeaker(o, profile, mgr.GetClient(), mgr.GetCache(), mgr.GetEventRecorder("clarion-speaker"), log)
-	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.membership.view, s.status.current, s.eventToUpdate}); err != nil {
+	s.traceAt, s.tracer = traceAt, &tracer{node: o.node, reconciler: s.reconciler, guarded: s.guard.Status, proxy: s.reconciler.synced, api: mgr.GetAPIReader(), log: log}
+	if err := metrics.Registry.Register(&collector{s.layer2, s.bgp, s.membership.view, s.status.current, s.eventToUpdate, &tally{}}); err != nil {
 		return err
 	}
 	if err := errors.Join(mgr.AddHealthzCheck("alive", healthz.Ping), mgr.AddReadyzCheck("announcing", s.ready), mgr.Add(s)); err != nil {
@@ -203,6 +211,8 @@ type speaker struct {
 	bfd        *bfd.Runner
 	bgp        *bgp.Speaker
 	guard      *guard.Guard
+	tracer     *tracer
+	traceAt    netip.AddrPort
 
 	eventToUpdate prometheus.Histogram
 
@@ -394,6 +404,9 @@ func (s *speaker) Start(ctx context.Context) error {
 		debug.FreeOSMemory() // of the first lists, which take the most that there will ever be
 		parts.help(s.log, "guard", s.guard.Run)
 		parts.help(s.log, "outside", func(ctx context.Context) error { return guard.Outside(ctx, s.o.exclude, s.reconciler.setOutside) })
+		if s.traceAt.IsValid() {
+			parts.help(s.log, "trace", func(ctx context.Context) error { return s.tracer.serve(ctx, s.traceAt) })
+		}
 		parts.start("bgp", s.bgp.Run)
 		if len(s.o.bmpStations) > 0 {
 			parts.start("bmp", bmp.New(bmp.Config{
@@ -411,7 +424,7 @@ func (s *speaker) Start(ctx context.Context) error {
 		}
 	}
 	s.log.Info("ending")
-	parts.stop("proxy", "reconcile", "status", "absent")
+	parts.stop("trace", "proxy", "reconcile", "status", "absent")
 	parts.start("end", func(context.Context) error { s.status.end(); return nil })
 	s.handOver()
 	parts.stop("end", "members", "layer2", "bgp", "bmp", "bfd", "outside", "guard")

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"net/netip"
+	"sync"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
 
@@ -18,6 +21,73 @@ type collector struct {
 	members       func() members.View
 	status        func() v1beta1.SpeakerStatus
 	eventToUpdate prometheus.Histogram
+	tally         *tally
+}
+
+// maxSeries is how many addresses have series of their own. Of more, one series without an address counts what is asked
+// and said for all of them, and of conflicts those of the first addresses are named.
+const maxSeries = 64
+
+// traffic is what was heard and sent for an address: requests, replies, announcements.
+type traffic [3]uint64
+
+// tally sums the traffic of all addresses, those included that the node no longer has: it never falls.
+type tally struct {
+	mu   sync.Mutex
+	last map[netip.Addr]traffic
+	sum  traffic
+}
+
+// add takes in what each address has come to, and returns the sum.
+func (t *tally) add(addresses []layer2.AddressStatus) traffic {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := make(map[netip.Addr]traffic, len(addresses))
+	for _, a := range addresses {
+		now, last := traffic{a.Requests, a.Replies, a.Announcements}, t.last[a.Addr]
+		for i := range now {
+			if now[i] < last[i] { // it went and came again
+				last[i] = 0
+			}
+			t.sum[i] += now[i] - last[i]
+		}
+		next[a.Addr] = now
+	}
+	t.last = next
+	return t.sum
+}
+
+// addressMetrics shows what layer 2 does for each address, or where there are many, for all of them.
+func (t *tally) addressMetrics(to chan<- prometheus.Metric, addresses []layer2.AddressStatus) {
+	show := func(addr string, n traffic) {
+		for i, d := range []*prometheus.Desc{descAsked, descReplied, descGARP} {
+			to <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n[i]), addr)
+		}
+	}
+	rivals := func(addr string, n int) {
+		to <- prometheus.MustNewConstMetric(descRivals, prometheus.GaugeValue, float64(n), addr)
+	}
+	all := t.add(addresses)
+	if len(addresses) <= maxSeries {
+		for _, a := range addresses {
+			show(a.Addr.String(), traffic{a.Requests, a.Replies, a.Announcements})
+			rivals(a.Addr.String(), len(a.Conflicts))
+		}
+		return
+	}
+	show("", all)
+	named, rest := 0, 0
+	for _, a := range addresses {
+		switch {
+		case len(a.Conflicts) == 0:
+		case named < maxSeries:
+			named++
+			rivals(a.Addr.String(), len(a.Conflicts))
+		default:
+			rest += len(a.Conflicts)
+		}
+	}
+	rivals("", rest)
 }
 
 var (
@@ -26,10 +96,10 @@ var (
 	descGated   = prometheus.NewDesc("clarion_speaker_gated", "Whether the node attracts no traffic while others can, since its Service proxy is unhealthy or it is being drained.", nil, nil)
 	descGuarded = prometheus.NewDesc("clarion_speaker_guarded", "Whether packets for announced addresses that no Service has are kept from going round between routers and the node.", nil, nil)
 	descOwned   = prometheus.NewDesc("clarion_layer2_addresses", "Addresses of this node on the local network, by what it does about them.", []string{"state"}, nil)
-	descAsked   = prometheus.NewDesc("clarion_layer2_requests_total", "ARP requests and neighbour solicitations heard for an address.", []string{"address"}, nil)
+	descAsked   = prometheus.NewDesc("clarion_layer2_requests_total", "ARP requests and neighbour solicitations heard for an address; for all together, without an address, where the node has more than 64.", []string{"address"}, nil)
 	descReplied = prometheus.NewDesc("clarion_layer2_replies_total", "ARP replies and solicited neighbour advertisements sent for an address.", []string{"address"}, nil)
 	descGARP    = prometheus.NewDesc("clarion_layer2_announcements_total", "Unasked announcements made of an address.", []string{"address"}, nil)
-	descRivals  = prometheus.NewDesc("clarion_layer2_conflicts", "Strangers on the local network that claim an address.", []string{"address"}, nil)
+	descRivals  = prometheus.NewDesc("clarion_layer2_conflicts", "Foreign hosts on the local network that claim an address; of more than 64 addresses those without a claim are left out.", []string{"address"}, nil)
 	descUp      = prometheus.NewDesc("clarion_bgp_session_up", "Whether the BGP session with a peer is established.", []string{"peer"}, nil)
 	descUps     = prometheus.NewDesc("clarion_bgp_session_established_total", "How often the BGP session with a peer was established.", []string{"peer"}, nil)
 	descSince   = prometheus.NewDesc("clarion_bgp_session_changed_timestamp_seconds", "When the BGP session with a peer was established or lost, in seconds since 1970.", []string{"peer"}, nil)
@@ -74,14 +144,11 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for _, s := range layer2.States() {
 		states[s] = 0
 	}
-	for _, a := range c.layer2.Status().Addresses {
+	addresses := c.layer2.Status().Addresses
+	for _, a := range addresses {
 		states[a.State]++
-		addr := a.Addr.String()
-		count(descAsked, a.Requests, addr)
-		count(descReplied, a.Replies, addr)
-		count(descGARP, a.Announcements, addr)
-		gauge(descRivals, float64(len(a.Conflicts)), addr)
 	}
+	c.tally.addressMetrics(to, addresses)
 	for state, n := range states {
 		gauge(descOwned, float64(n), string(state))
 	}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/clarionlb/clarion/internal/trace"
+)
+
+// forwarder is an API server that forwards ports of a pod to this machine's loopback, and knows no WebSockets.
+func forwarder(t *testing.T, path string) *rest.Config {
+	t.Helper()
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != path {
+			http.Error(w, "forbidden", http.StatusForbidden)
+			return
+		}
+		if _, err := httpstream.Handshake(r, w, []string{"portforward.k8s.io"}); err != nil {
+			return
+		}
+		streams := make(chan httpstream.Stream, 2)
+		conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(s httpstream.Stream, _ <-chan struct{}) error { streams <- s; return nil })
+		if conn == nil {
+			return
+		}
+		defer conn.Close()
+		complain, data := <-streams, <-streams
+		c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", data.Headers().Get(corev1.PortHeader)))
+		if err != nil {
+			fmt.Fprint(complain, err)
+			complain.Close()
+			<-conn.CloseChan()
+			return
+		}
+		defer c.Close()
+		go func() { _, _ = io.Copy(c, data) }()
+		_, _ = io.Copy(data, c)
+		data.Close()
+		complain.Close()
+		<-conn.CloseChan()
+	}))
+	t.Cleanup(s.Close)
+	return &rest.Config{Host: s.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+}
+
+// The speaker of a node is asked through its pod, at the port that its flags say.
+func TestForwarded(t *testing.T) {
+	speaker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != trace.Path || r.URL.Query().Get("address") != "192.0.2.200" {
+			http.Error(w, "no such address", http.StatusNotFound)
+			return
+		}
+		fmt.Fprint(w, `{"node": "node1", "guarded": true}`)
+	}))
+	defer speaker.Close()
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody.Close()
+	pod := func(node, flag string) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "clarion-system", Name: "speaker-" + node, Labels: map[string]string{"app.kubernetes.io/component": "speaker"}},
+			Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Args: []string{"--log-level=DEBUG", flag}}}},
+			Status:     corev1.PodStatus{Phase: corev1.PodRunning},
+		}
+	}
+	at := "--trace-bind-address=" + strings.TrimPrefix(speaker.URL, "http://")
+	conn := &connection{
+		Reader: fake.NewClientBuilder().WithObjects(pod("node1", at), pod("node2", "--trace-bind-address=0"), pod("node3", "--trace-bind-address="+nobody.Addr().String()), pod("node4", at)).
+			WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).Build(),
+		config: forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward"),
+	}
+	a := &app{system: "clarion-system"}
+	addr := netip.MustParseAddr("192.0.2.200")
+	if r, err := a.forwarded(t.Context(), conn, "node1", addr); err != nil || r.Node != "node1" || !r.Guarded {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for _, tt := range []struct{ node, path, addr, want string }{
+		{"node1", "", "192.0.2.201", "404 Not Found: no such address"},
+		{"node2", "", "192.0.2.200", "--trace-bind-address=0"},
+		{"node3", "speaker-node3", "192.0.2.200", "port-forward"},
+		{"node4", "", "192.0.2.200", "forbidden"},
+		{"node5", "", "192.0.2.200", "no pod of the speaker runs there"},
+	} {
+		if tt.path != "" {
+			conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/"+tt.path+"/portforward")
+		}
+		if _, err := a.forwarded(t.Context(), conn, tt.node, netip.MustParseAddr(tt.addr)); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want …%s…", tt.node, err, tt.want)
+		}
+		if tt.path != "" {
+			conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward")
+		}
+	}
+}
