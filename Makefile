@@ -63,7 +63,7 @@ crd: ## every rule of the CRDs and every manifest, against a real kube-apiserver
 
 .PHONY: e2e
 e2e: ## end to end: a real Kubernetes in network namespaces, with routers and clients
-	go test -count=1 -timeout 30m ./test/e2e
+	go test -count=1 -timeout 30m -p 1 ./test/e2e ./test/e2e/handover
 
 .PHONY: ways
 ways: ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both modes of kube-proxy

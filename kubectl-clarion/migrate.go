@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -146,24 +147,27 @@ func (a *app) migrate(ctx context.Context, files *resource.FilenameOptions, thei
 
 // readMetalLB reads MetalLB's objects from the cluster.
 func (a *app) readMetalLB(ctx context.Context, theirs string) ([]*unstructured.Unstructured, error) {
-	conn, err := a.connect(a.flags)
+	conn, err := a.open()
 	if err != nil {
 		return nil, err
 	}
 	p := &progress{w: a.ErrOut}
 	var out []*unstructured.Unstructured
 	for _, k := range metallb.Kinds {
-		list := &unstructured.UnstructuredList{}
-		list.SetGroupVersionKind(schema.GroupVersionKind{Group: metallb.Group, Version: k.Version, Kind: k.Kind + "List"})
-		done := p.step("reading " + k.Kind + "s of MetalLB")
-		err := conn.List(ctx, list, client.InNamespace(theirs))
-		if done(); meta.IsNoMatchError(err) {
-			continue
-		} else if err != nil {
-			return nil, fmt.Errorf("reading MetalLB's %ss: %w", k.Kind, err)
-		}
-		for i := range list.Items {
-			out = append(out, &list.Items[i])
+		for _, version := range []string{k.Version, "v1beta1"} { // that of a release before the newer one
+			list := &unstructured.UnstructuredList{}
+			list.SetGroupVersionKind(schema.GroupVersionKind{Group: metallb.Group, Version: version, Kind: k.Kind + "List"})
+			done := p.step("reading MetalLB's " + k.Kind + "s")
+			err := conn.List(ctx, list, client.InNamespace(theirs))
+			if done(); meta.IsNoMatchError(err) {
+				continue
+			} else if err != nil {
+				return nil, fmt.Errorf("reading MetalLB's %ss: %w", k.Kind, err)
+			}
+			for i := range list.Items {
+				out = append(out, &list.Items[i])
+			}
+			break
 		}
 	}
 	for _, name := range []string{"config", "metallb-excludel2"} {
@@ -292,14 +296,14 @@ type workloads struct {
 	frr                            string // the DaemonSet that has the sessions, where the speaker does not
 	class                          string // that its controller serves, where it is known
 	deployment                     *appsv1.Deployment
-	daemonSet                      *appsv1.DaemonSet
+	daemonSet, frrSet              *appsv1.DaemonSet
 	nodes                          []string
 }
 
 // theirWorkloads finds MetalLB's, and takes them to have their usual names where they cannot be read.
 func (a *app) theirWorkloads(ctx context.Context, namespace string) workloads {
 	w := workloads{namespace: namespace, controller: "controller", speaker: "speaker", nodes: []string{"NODE"}}
-	conn, err := a.connect(a.flags)
+	conn, err := a.open()
 	if err != nil {
 		return w
 	}
@@ -319,7 +323,7 @@ func (a *app) theirWorkloads(ctx context.Context, namespace string) workloads {
 			case strings.HasSuffix(d.Name, "speaker"):
 				w.speaker, w.daemonSet = d.Name, &sets.Items[i]
 			case strings.HasSuffix(d.Name, "frr-k8s"):
-				w.frr = d.Name
+				w.frr, w.frrSet = d.Name, &sets.Items[i]
 			}
 		}
 	}
@@ -401,13 +405,15 @@ func (a *app) steps(m *migration, w workloads, file func(string) string, layer2,
 			Do:    []string{"kubectl apply -f " + file("peers-by-node.yaml")},
 			Check: []string{"kubectl clarion explain peer", fmt.Sprintf("kubectl -n %s get pods -o wide      # as old as before", w.namespace)},
 		}
-		for _, set := range []string{w.speaker, w.frr} {
-			if set == "" {
+		for _, set := range []struct {
+			name string
+			is   *appsv1.DaemonSet
+		}{{w.speaker, w.daemonSet}, {w.frr, w.frrSet}} {
+			if set.name == "" {
 				continue
 			}
-			patch := `{"spec":{"updateStrategy":{"type":"OnDelete","rollingUpdate":null},"template":{"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":[{"matchExpressions":[{"key":"` + migratedLabel + `","operator":"DoesNotExist"}]}]}}}}}}}`
-			prepare.Do = append(prepare.Do, fmt.Sprintf("kubectl -n %s patch daemonset/%s -p '%s'", w.namespace, set, patch))
-			prepare.Back = append(prepare.Back, fmt.Sprintf("kubectl -n %s rollout undo daemonset/%s", w.namespace, set))
+			prepare.Do = append(prepare.Do, fmt.Sprintf("kubectl -n %s patch daemonset/%s -p '%s'", w.namespace, set.name, leaves(set.is)))
+			prepare.Back = append(prepare.Back, fmt.Sprintf("kubectl -n %s rollout undo daemonset/%s", w.namespace, set.name))
 		}
 		prepare.Back = append(prepare.Back, "kubectl delete -f "+file("peers-by-node.yaml"))
 		add(prepare)
@@ -443,6 +449,25 @@ func (a *app) steps(m *migration, w workloads, file func(string) string, layer2,
 	}
 	add(end)
 	return out
+}
+
+// leaves is the patch with which the pods of a DaemonSet leave nodes with the label, and no other pod restarts. Where the
+// pods may run otherwise stays as it is.
+func leaves(d *appsv1.DaemonSet) string {
+	terms := []corev1.NodeSelectorTerm{{}}
+	if d != nil {
+		if a := d.Spec.Template.Spec.Affinity; a != nil && a.NodeAffinity != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution != nil {
+			terms = slices.Clone(a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms)
+		}
+	}
+	for i := range terms {
+		terms[i].MatchExpressions = append(slices.Clone(terms[i].MatchExpressions), corev1.NodeSelectorRequirement{Key: migratedLabel, Operator: corev1.NodeSelectorOpDoesNotExist})
+	}
+	b, err := json.Marshal(terms)
+	if err != nil {
+		panic(err) // strings always can be written
+	}
+	return `{"spec":{"updateStrategy":{"type":"OnDelete","rollingUpdate":null},"template":{"spec":{"affinity":{"nodeAffinity":{"requiredDuringSchedulingIgnoredDuringExecution":{"nodeSelectorTerms":` + string(b) + `}}}}}}}`
 }
 
 // checkReport says whether Clarion would take over every address.

@@ -2,12 +2,22 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
 // theirCluster is a cluster in which MetalLB works, and Clarion beside it.
@@ -84,6 +94,55 @@ exit 1
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// What MetalLB has in a cluster is found there: of today's version, or of the one before; with its ConfigMaps.
+func TestMigrateFromCluster(t *testing.T) {
+	scheme, err := newScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := func(version, kind, name string, spec map[string]any) *unstructured.Unstructured {
+		o := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+		o.SetGroupVersionKind(schema.GroupVersionKind{Group: "metallb.io", Version: version, Kind: kind})
+		o.SetNamespace("lb")
+		o.SetName(name)
+		return o
+	}
+	for _, peers := range []string{"v1beta1", "v1beta2"} {
+		from := fake.NewClientBuilder().WithScheme(scheme).WithObjects(
+			object("v1beta1", "IPAddressPool", "lan", map[string]any{"addresses": []any{"192.0.2.200-192.0.2.250"}}),
+			object(peers, "BGPPeer", "tor", map[string]any{"myASN": int64(64500), "peerASN": int64(64512), "peerAddress": "192.0.2.1"}),
+			&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "lb", Name: "metallb-excludel2"}, Data: map[string]string{"excludel2.yaml": "announcedInterfacesToExclude: ['^docker.*']"}},
+		).WithInterceptorFuncs(interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			if gvk := list.GetObjectKind().GroupVersionKind(); gvk.Kind == "BGPPeerList" && gvk.Version != peers || gvk.Kind == "CommunityList" {
+				return &meta.NoKindMatchError{GroupKind: gvk.GroupKind()}
+			}
+			return c.List(ctx, list, opts...)
+		}}).Build()
+		got := says(t, from, nil, "migrate", "metallb", "--metallb-namespace", "lb")
+		for _, want := range []string{"name: lan\n", "peerAddress: 192.0.2.1\n", "2 objects for Clarion.", "--exclude-interfaces=docker*\n"} {
+			if !strings.Contains(got, want) || strings.Contains(got, "exit") {
+				t.Errorf("BGPPeers of %s: not %q:\n%s", peers, want, got)
+			}
+		}
+	}
+	empty := fake.NewClientBuilder().WithScheme(scheme).Build()
+	if got := says(t, empty, nil, "migrate", "metallb"); got != "error: no object of MetalLB's kinds is there\nexit 2\n" {
+		t.Error(got)
+	}
+}
+
+// MetalLB's speakers leave the nodes that are handed over, and run elsewhere only where they did.
+func TestLeaves(t *testing.T) {
+	d := &appsv1.DaemonSet{}
+	d.Spec.Template.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
+		NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{{Key: "rack", Operator: corev1.NodeSelectorOpExists}}}},
+	}}}
+	const want = `[{"matchExpressions":[{"key":"rack","operator":"Exists"},{"key":"clarionlb.io/migrated","operator":"DoesNotExist"}]}]`
+	if got := leaves(d); !strings.Contains(got, want) || len(d.Spec.Template.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchExpressions) != 1 {
+		t.Errorf("%s, want %s in it", got, want)
 	}
 }
 
