@@ -1057,7 +1057,7 @@ func TestPoolStatusForgets(t *testing.T) {
 	var o v1beta1.IPAddressPool
 	for _, want := range [][]string{{"203.0.113.0", "203.0.113.1"}, {"203.0.113.1"}, nil} {
 		a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &o))
-		_, err := p.write(t.Context(), &o, v1beta1.IPAddressPoolStatus{Quarantined: want})
+		_, err := p.write(t.Context(), &o, o.ResourceVersion, v1beta1.IPAddressPoolStatus{Quarantined: want})
 		a.ok(err)
 		o = v1beta1.IPAddressPool{}
 		a.ok(a.Get(t.Context(), client.ObjectKey{Name: "lan"}, &o))

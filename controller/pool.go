@@ -43,9 +43,8 @@ const (
 	// poolStatusDelay is how long changes of the numbers are collected before they are written.
 	poolStatusDelay = 500 * time.Millisecond
 	poolStatusRetry = 5 * time.Second
-	// poolWriteTimeout is how long a write of one pool's numbers may take, and poolWrites how many are under way at once.
+	// poolWriteTimeout is how long a write of one pool's numbers may take.
 	poolWriteTimeout = 5 * time.Second
-	poolWrites       = 8
 )
 
 // allPools is the one key of the reconciler: pools are only understood together.
@@ -175,16 +174,31 @@ type written struct {
 	version string // of the pool with it; "" while it is being written, or if that failed
 }
 
-// found is a pool's status, which the cache may know later than this controller.
-func (p *pools) found(o *v1beta1.IPAddressPool) *v1beta1.IPAddressPoolStatus {
+// ahead is what this controller wrote of a pool that the cache does not know yet, or nil.
+func (p *pools) ahead(o *v1beta1.IPAddressPool) *written {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w := p.written[o.Name]; w != nil && w.version != "" {
 		if c, err := resourceversion.CompareResourceVersion(o.ResourceVersion, w.version); err == nil && c < 0 {
-			return &w.status
+			return w
 		}
 	}
+	return nil
+}
+
+// found is a pool's status, which the cache may know later than this controller, and version the pool's version with it.
+func (p *pools) found(o *v1beta1.IPAddressPool) *v1beta1.IPAddressPoolStatus {
+	if w := p.ahead(o); w != nil {
+		return &w.status
+	}
 	return &o.Status
+}
+
+func (p *pools) version(o *v1beta1.IPAddressPool) string {
+	if w := p.ahead(o); w != nil {
+		return w.version
+	}
+	return o.ResourceVersion
 }
 
 // read is the pools in the cache, and what they mean beside the addresses that the cluster has.
@@ -250,9 +264,11 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	for i := range list.Items {
 		before[list.Items[i].Name] = p.found(&list.Items[i])
 	}
-	usage := p.services.usageOn(before)
-	var writes errgroup.Group
-	writes.SetLimit(poolWrites)
+	usage, err := p.services.usageOn(before)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	var writes errgroup.Group // all at once: one that hangs holds up none
 	for i := range list.Items {
 		o := &list.Items[i]
 		status := p.status(o, set, usage[o.Name])
@@ -260,7 +276,10 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 			writes.Go(func() error { return p.publish(ctx, o, status) })
 		}
 	}
-	if writes.Wait() != nil {
+	switch err := writes.Wait(); {
+	case apierrors.IsConflict(err):
+		again.RequeueAfter = poolStatusDelay
+	case err != nil:
 		again.RequeueAfter = poolStatusRetry
 	}
 	return again, nil
@@ -268,9 +287,10 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 
 // publish writes a status, and tells those who wait for it.
 func (p *pools) publish(ctx context.Context, o *v1beta1.IPAddressPool, status v1beta1.IPAddressPoolStatus) error {
+	on := p.version(o)
 	p.note(o.Name, &written{status: status})
-	version, err := p.write(ctx, o, status)
-	if errors.Is(err, errNotLeader) || apierrors.IsNotFound(err) {
+	version, err := p.write(ctx, o, on, status)
+	if errors.Is(err, errNotLeader) || apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return err
 	}
 	if err == nil {
@@ -372,14 +392,15 @@ func idleReservations(this *pool.Pool, set *pool.Set) (out []string) {
 	return out
 }
 
-// write writes a whole status, of which this controller is the only writer, and returns the pool's version with it.
-func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, status v1beta1.IPAddressPoolStatus) (version string, err error) {
+// write writes a whole status over that of a version, and returns the pool's version with it. Of another version, or of a
+// pool that was made again under its name, it is not the status.
+func (p *pools) write(ctx context.Context, o *v1beta1.IPAddressPool, on string, status v1beta1.IPAddressPoolStatus) (version string, err error) {
 	if !p.services.holds() {
 		return "", errNotLeader
 	}
 	ctx, cancel := context.WithTimeout(ctx, poolWriteTimeout)
 	defer cancel()
-	b, err := json.Marshal(map[string]any{"status": struct {
+	b, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": on}, "status": struct {
 		v1beta1.IPAddressPoolStatus
 		Quarantined []string                 `json:"quarantined"` // null where there is none: the patch removes the list
 		Kept        []string                 `json:"kept"`
@@ -407,11 +428,11 @@ func countsSome(s *v1beta1.IPAddressPoolStatus) bool {
 	return s.AssignedIPv4 > 0 || s.AssignedIPv6 > 0 || len(s.Kept) > 0
 }
 
-// counted is a result without those addresses that a Service's status may not name yet, since the status of their pool
-// cannot be written. In place of one it has what it moves away from, if that was not taken from it. The result is nil while
-// that status is only being written. The Service is looked at again when it is.
-func (s *services) counted(svc *corev1.Service, res *ipam.Result) *ipam.Result {
-	k, out, has := client.ObjectKeyFromObject(svc), *res, allocate.Ingress(svc)
+// publishable is a result without those addresses that a Service's status may not name yet, since the status of their pool
+// cannot be written. In place of one it has what it moves away from, if that may be. The result is nil while that status is
+// only being written. The Service is looked at again when it is.
+func (s *services) publishable(svc *corev1.Service, res *ipam.Result) *ipam.Result {
+	k, out, has, why := client.ObjectKeyFromObject(svc), *res, allocate.Ingress(svc), []string(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for f, a := range res.Assigned {
@@ -431,20 +452,24 @@ func (s *services) counted(svc *corev1.Service, res *ipam.Result) *ipam.Result {
 			s.waits()
 			return nil
 		}
-		out.Assigned[f], out.Passed, out.Admins = ipam.Assignment{}, nil, ipam.Note{}
-		if n := slices.IndexFunc(has, func(h netip.Addr) bool { return h.Is4() == a.Address.Is4() }); n >= 0 && res.Notice == "" {
-			out.Assigned[f].Address = has[n]
-		}
-		out.Reason, out.Detail = v1beta1.ReasonPoolStatusNotWritten, fmt.Sprintf("%s is given when the status of pool %s can be written: %v", a.Address, a.Pool, c.err)
+		out.Assigned[f] = ipam.Assignment{Address: s.table.Leaves(k, pool.FamilyOf(a.Address))}
+		why = append(why, fmt.Sprintf("%s is given when the status of pool %s can be written", a.Address, a.Pool))
+		out.Admins = ipam.Note{Pool: a.Pool, Text: fmt.Sprintf("no Service gets a first address of the pool, since its status cannot be written: %v", c.err)}
+	}
+	if why != nil {
+		out.Reason, out.Detail = v1beta1.ReasonPoolStatusNotWritten, strings.Join(why, "; ")
 	}
 	return &out
 }
 
 // usageOn is usage, to be written over statuses. From now on nothing is published from a pool whose status counts none, or
-// is to.
-func (s *services) usageOn(statuses map[string]*v1beta1.IPAddressPoolStatus) map[string]*ipam.Usage {
+// is to. When the term is over, or has not begun, the error is errNotLeader.
+func (s *services) usageOn(statuses map[string]*v1beta1.IPAddressPoolStatus) (map[string]*ipam.Usage, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.loaded {
+		return nil, errNotLeader
+	}
 	usage := s.table.Usage()
 	for name, c := range s.poolCounts {
 		u, status := usage[name], statuses[name]
@@ -458,7 +483,7 @@ func (s *services) usageOn(statuses map[string]*v1beta1.IPAddressPoolStatus) map
 			c.some = false
 		}
 	}
-	return usage
+	return usage, nil
 }
 
 // unsure says whether a status that counts addresses may not be what the API server has, though the cache says so.

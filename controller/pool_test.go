@@ -117,9 +117,19 @@ func TestPoolNotWritable(t *testing.T) {
 		var events eventsv1.EventList
 		a.ok(a.List(ctx, &events, client.InNamespace("default")))
 		if !slices.ContainsFunc(events.Items, func(e eventsv1.Event) bool {
-			return e.Regarding.UID == stuck.UID && strings.Contains(e.Note, "pool stuck") && strings.Contains(e.Note, "the disk is full")
+			return e.Regarding.UID == stuck.UID && e.Reason == v1beta1.ReasonPoolStatusNotWritten && strings.Contains(e.Note, "pool stuck")
 		}) {
 			return fmt.Errorf("the users of the Service are not told why they wait")
+		}
+		return nil
+	})
+	a.eventually(func() error {
+		var events eventsv1.EventList
+		a.ok(a.List(ctx, &events))
+		if !slices.ContainsFunc(events.Items, func(e eventsv1.Event) bool {
+			return e.Regarding.Kind == "IPAddressPool" && e.Regarding.Name == "stuck" && strings.Contains(e.Note, "the disk is full")
+		}) {
+			return fmt.Errorf("administrators are not told why the pool's status cannot be written")
 		}
 		return nil
 	})
@@ -184,7 +194,7 @@ func TestPoolNotCounted(t *testing.T) {
 			status, full := &v1beta1.IPAddressPoolStatus{AssignedIPv4: 1}, errors.New("the disk is full")
 			s.wrote("stuck", status, full)
 			queued(1, "the status of the pool cannot be written")
-			step(old, v1beta1.ReasonPoolStatusNotWritten, "203.0.113.1 is given when the status of pool stuck can be written: the disk is full")
+			step(old, v1beta1.ReasonPoolStatusNotWritten, "203.0.113.1 is given when the status of pool stuck can be written")
 			s.wrote("stuck", status, full)
 			queued(0, "it still cannot")
 			s.wrote("stuck", status, nil)

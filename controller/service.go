@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -78,6 +79,7 @@ type services struct {
 	told   map[key]types.UID // Services that are somebody else's, whose users were told so
 	leads  bool              // a standby decides nothing
 	loaded bool
+	late   map[key]*corev1.Service // seen while load reads, otherwise nil
 	memory
 
 	loading sync.Mutex // held while load reads
@@ -157,6 +159,9 @@ func (s *services) seen(svc *corev1.Service) bool {
 	k := client.ObjectKeyFromObject(svc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.late != nil {
+		s.late[k] = svc
+	}
 	if s.loaded && !s.class.Serves(svc) && !leftover(svc) {
 		if r := s.class.Request(svc, nil); r.Other && len(r.Held) > 0 && !s.newer(k, svc) {
 			s.hold(r)
@@ -222,10 +227,18 @@ func (s *services) load(ctx context.Context) error {
 	defer s.loading.Unlock()
 	s.mu.Lock()
 	loaded, table := s.loaded, s.table
+	if !loaded {
+		s.late = map[key]*corev1.Service{}
+	}
 	s.mu.Unlock()
 	if loaded {
 		return nil
 	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.late = nil
+	}()
 	start := time.Now()
 	list, set, err := s.pools(ctx)
 	if err != nil {
@@ -292,6 +305,14 @@ func (s *services) load(ctx context.Context) error {
 	for of, addrs := range announced {
 		for _, a := range addrs {
 			s.note(a, of)
+		}
+	}
+	for k, svc := range s.late { // what others' Services came to have while this one read
+		c, err := resourceversion.CompareResourceVersion(svc.ResourceVersion, cmp.Or(versions[k], "0"))
+		_, listed := versions[k]
+		if r := s.class.Request(svc, nil); err == nil && c > 0 && r.Other && (listed || len(r.Held) > 0) {
+			reqs = slices.DeleteFunc(reqs, func(q ipam.Request) bool { return q.Service == k })
+			reqs, versions[k] = append(reqs, r), svc.ResourceVersion
 		}
 	}
 	now := time.Now()
@@ -380,15 +401,16 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 	}
 
 	s.mu.Lock()
-	if s.newer(k, svc) {
+	if !s.loaded || s.newer(k, svc) {
 		s.mu.Unlock()
-		return reconcile.Result{}, nil // the cache will say so when it knows
+		return reconcile.Result{}, nil // the term is over, or the cache will say so when it knows
 	}
 	if r.Other {
 		s.hold(r)
 		s.mu.Unlock()
 		return reconcile.Result{RequeueAfter: s.tellClass(svc)}, nil
 	}
+	s.versions[k] = svc.ResourceVersion
 	res := s.table.Assign(r, time.Now())
 	s.follow()
 	s.mu.Unlock()
@@ -398,7 +420,7 @@ func (s *services) Reconcile(ctx context.Context, req reconcile.Request) (reconc
 		return reconcile.Result{}, nil
 	}
 	return s.inTurn(k, func() (reconcile.Result, error) {
-		res := s.counted(svc, &res)
+		res := s.publishable(svc, &res)
 		if res == nil {
 			return reconcile.Result{}, nil
 		}
@@ -630,6 +652,9 @@ func (s *services) gone(ctx context.Context, k key) error {
 	delete(s.versions, k)
 	delete(s.failures, k)
 	delete(s.contests, k)
+	for _, c := range s.poolCounts {
+		delete(c.waits, k)
+	}
 	s.follow()
 	s.log.Info("released", "service", k.String(), "deleted", true)
 	return nil

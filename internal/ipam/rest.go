@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -149,14 +150,13 @@ func (t *Table) Usage() map[string]*Usage {
 				}
 			}
 		}
-		if p == nil {
-			if u := out[last]; u != nil && t.set.Writes(a) == nil {
-				u.Kept = append(u.Kept, a)
-			}
-			continue
+		if of := cmp.Or(p, t.set.Writes(a)); assigned && of != nil { // a pool counts what it has come to exclude, too
+			out[of.Name].Assigned[f]++
+		} else if u := out[last]; of == nil && u != nil {
+			u.Kept = append(u.Kept, a)
 		}
-		if assigned {
-			out[p.Name].Assigned[f]++
+		if p == nil {
+			continue
 		}
 		if p.Gives(a) {
 			give(out[p.Name], f, -1)

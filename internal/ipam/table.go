@@ -246,6 +246,19 @@ func (t *Table) Published(key types.NamespacedName, current []netip.Addr, now ti
 	t.settle(now)
 }
 
+// Leaves is the address of a family that a Service moves away from, if it may have that until its status names the next
+// one; otherwise the zero Addr.
+func (t *Table) Leaves(key types.NamespacedName, f pool.Family) netip.Addr {
+	if i, ok := t.ids[key]; ok {
+		for _, a := range t.services[i].left {
+			if ten := t.tenants[a]; pool.FamilyOf(a) == f && !t.quarantined(a) && t.set.Find(a) != nil && ten.len() == 1 {
+				return a
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
 // Release frees everything a Service has: it is gone, or no longer asks for addresses.
 func (t *Table) Release(key types.NamespacedName, now time.Time) {
 	i, ok := t.ids[key]
@@ -343,9 +356,10 @@ func (t *Table) store(req *Request, now time.Time) id {
 	return i
 }
 
-// review decides on a Service that nobody asked about.
+// review decides on a Service that nobody asked about. One that moves away from an address is looked at in any case, since
+// it may have come to lose that.
 func (t *Table) review(i id, now time.Time) {
-	if !t.decide(i, now) {
+	if !t.decide(i, now) && len(t.services[i].left) == 0 {
 		return
 	}
 	if s := &t.services[i]; !s.dirty {
