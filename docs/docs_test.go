@@ -192,3 +192,31 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("%d metrics found, named %d times", len(served), named)
 	}
 }
+
+// TestArchitecture: the page has a row for each package of internal/ and speaker/, and the files and directories that it
+// names are there.
+func TestArchitecture(t *testing.T) {
+	page := documents(t)["architecture.md"]
+	for _, parent := range []string{"internal", "speaker"} {
+		entries, err := os.ReadDir(filepath.Join("..", parent))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			name := parent + "/" + e.Name()
+			helps := map[string]bool{"internal/tools": true, "internal/netnstest": true, "internal/metricsauth": true, "internal/version": true, "internal/text": true, "internal/digest": true, "internal/interfaces": true}
+			if e.IsDir() && !helps[name] && !strings.Contains(page, "| `"+name+"` |") {
+				t.Errorf("package %s has no row", name)
+			}
+		}
+	}
+	paths := regexp.MustCompile("`((?:internal|speaker|controller|kubectl-clarion|api|config|test)/[A-Za-z0-9_/.-]*)`").FindAllStringSubmatch(page, -1)
+	if len(paths) < 40 {
+		t.Errorf("only %d paths are found", len(paths))
+	}
+	for _, p := range paths {
+		if _, err := os.Stat(filepath.Join("..", p[1])); err != nil {
+			t.Error(err)
+		}
+	}
+}

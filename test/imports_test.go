@@ -3,6 +3,7 @@ package test
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -50,6 +51,42 @@ func TestImports(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The API is on the ground, internal packages are above it, and the programs on top: no package knows one of a floor above,
+// and no program another.
+func TestFloors(t *testing.T) {
+	text, err := exec.Command("go", "list", "-f", "{{.ImportPath}} {{join .Imports \" \"}}", module+"...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs := []string{"controller", "speaker", "kubectl-clarion", "release"}
+	floor := func(pkg string) (int, string) {
+		top, _, _ := strings.Cut(strings.TrimPrefix(pkg, module), "/")
+		switch {
+		case !strings.HasPrefix(pkg, module) || top == "test" || top == "docs": // they may know all
+			return -1, ""
+		case top == "api" || top == "config":
+			return 0, top
+		case slices.Contains(programs, top):
+			return 2, top
+		}
+		return 1, top
+	}
+	seen := map[int]bool{}
+	for line := range strings.Lines(string(text)) {
+		pkgs := strings.Fields(line)
+		from, program := floor(pkgs[0])
+		for _, to := range pkgs[1:] {
+			if at, other := floor(to); from >= 0 && (at > from || at == 2 && other != program) {
+				t.Errorf("%s must not know %s", pkgs[0], to)
+			}
+		}
+		seen[from] = true
+	}
+	if !seen[0] || !seen[1] || !seen[2] {
+		t.Errorf("only the floors %v are found", seen)
 	}
 }
 
