@@ -640,7 +640,7 @@ func (s *services) gone(ctx context.Context, k key) error {
 	}
 	err := s.live.Get(ctx, k, &corev1.Service{})
 	if err == nil {
-		return nil // made anew, or not in the cache yet, which is about to have it
+		return nil // made again, or not in the cache yet, which is about to have it
 	}
 	if !apierrors.IsNotFound(err) {
 		return err

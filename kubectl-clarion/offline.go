@@ -24,7 +24,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// largestDump is what a dump may hold, in bytes: it may be a stranger's.
+// largestDump is what a dump may hold, in bytes: it may come from anybody.
 const largestDump = 2 << 30
 
 // open is the cluster that the flags point to, or the dump of one.

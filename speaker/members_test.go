@@ -221,7 +221,7 @@ func TestLinksThatAreTold(t *testing.T) {
 	before := m.meta
 	m.setLinks(podLinks(1, 201, true))
 	if &before.Links[0] != &m.meta.Links[0] {
-		t.Error("a pod's interface came, and what is told was made anew")
+		t.Error("a pod's interface came, and what is told was made again")
 	}
 	m.setNamed([]string{"cali00000000007"})
 	if got := told(); !slices.Equal(got, []string{"eth0", "eth1", "cali00000000007"}) {

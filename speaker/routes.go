@@ -117,7 +117,7 @@ func (r *reconciler) decideRanges() {
 // tables are the routes of each peer. What one address changes costs what it changes.
 type tables struct {
 	byPeer map[string]route.Table
-	// whole says that all is to be made anew; otherwise dirty are the prefixes whose routes are.
+	// whole says that all is to be made again; otherwise dirty are the prefixes whose routes are.
 	whole bool
 	dirty map[netip.Prefix]bool
 	// sources are the different exports for each prefix of several addresses, by peer and attributes: merging is idempotent,

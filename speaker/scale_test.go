@@ -83,7 +83,7 @@ const (
 	services   = 10000
 )
 
-// scale is a world of that size. Objects are made anew for every event, as a watch does.
+// scale is a world of that size. Objects are made again for every event, as a watch does.
 type scale struct {
 	*world
 	up map[int]bool // which Services have one endpoint more

@@ -91,7 +91,7 @@ func TestDeletedSpeakerIsMadeAgain(t *testing.T) {
 	if err := c.Delete(t.Context(), read(t, c)); err != nil {
 		t.Fatal(err)
 	}
-	n := node("a", "192.0.2.11") // made anew
+	n := node("a", "192.0.2.11") // made again
 	n.UID = "another"
 	w.set(n)
 	s.lost()

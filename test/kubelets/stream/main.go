@@ -94,7 +94,7 @@ func main() {
 	json.NewEncoder(os.Stdout).Encode(out)
 }
 
-// keep prints how many of n connections broke, and how: each is made anew then.
+// keep prints how many of n connections broke, and how: each is made again then.
 func keep(ctx context.Context, name, addr string, n int, timeout time.Duration) {
 	var mu sync.Mutex
 	broken, sent := map[string]int{}, 0
