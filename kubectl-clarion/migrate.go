@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	appsv1 "k8s.io/api/apps/v1"
@@ -151,18 +152,18 @@ func (a *app) readMetalLB(ctx context.Context, theirs string) ([]*unstructured.U
 	if err != nil {
 		return nil, err
 	}
-	p := &progress{w: a.ErrOut}
+	p := &progress{a.ErrOut, time.Now()}
 	var out []*unstructured.Unstructured
 	for _, k := range metallb.Kinds {
 		for _, version := range []string{k.Version, "v1beta1"} { // that of a release before the newer one
 			list := &unstructured.UnstructuredList{}
 			list.SetGroupVersionKind(schema.GroupVersionKind{Group: metallb.Group, Version: version, Kind: k.Kind + "List"})
-			done := p.step("reading MetalLB's " + k.Kind + "s")
+			done := p.step("reading MetalLB's objects of the kind " + k.Kind)
 			err := conn.List(ctx, list, client.InNamespace(theirs))
 			if done(); meta.IsNoMatchError(err) {
 				continue
 			} else if err != nil {
-				return nil, fmt.Errorf("reading MetalLB's %ss: %w", k.Kind, err)
+				return nil, fmt.Errorf("reading MetalLB's objects of the kind %s: %w", k.Kind, err)
 			}
 			for i := range list.Items {
 				out = append(out, &list.Items[i])
