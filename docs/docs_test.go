@@ -220,3 +220,56 @@ func TestArchitecture(t *testing.T) {
 		}
 	}
 }
+
+var leafRE = regexp.MustCompile(`<!-- (\S+) (Test\w+)(?:/(\w+))? -->`)
+
+// untested are the leaves of the tree that no test makes.
+var untested = []string{"AddressReserved", "FamilyMismatch", "Joining (Speaker)", `Ready, "the reservation`, "nothing at all"}
+
+// Each line of the tree that says what a command says is made by a test of that name: one that knows the line's word.
+func TestLeaves(t *testing.T) {
+	page := documents(t)["troubleshooting.md"]
+	leaves := 0
+	for _, section := range []string{"No external address (EXTERNAL-IP is pending)", "An address, but it is not announced", "An object is not Ready", "Announced, but nothing answers"} {
+		_, rest, ok := strings.Cut(page, "\n## "+section+"\n")
+		if !ok {
+			t.Fatalf("there is no section %q", section)
+		}
+		rest, _, _ = strings.Cut(rest, "\n## ")
+		rest, _, _ = strings.Cut(rest, "\nBy hand,")
+		for line := range strings.Lines(rest) {
+			words := regexp.MustCompile(`\b[A-Z][A-Za-z0-9]+[A-Z][A-Za-z0-9]+|^\| ([A-Z][a-z]+)`).FindString(line)
+			switch m := leafRE.FindStringSubmatch(line); {
+			case !strings.HasPrefix(line, "| "), strings.Contains(line, "| do |"), strings.HasPrefix(line, "| reason "):
+			case m == nil:
+				if !slices.ContainsFunc(untested, func(u string) bool { return strings.HasPrefix(line, "| "+u) }) {
+					t.Errorf("no test makes: %s", line)
+				}
+			default:
+				leaves++
+				word := strings.TrimPrefix(words, "| ")
+				files, err := filepath.Glob("../" + m[1] + "/*_test.go")
+				if err != nil {
+					t.Fatal(err)
+				}
+				made, known := false, false
+				for _, f := range files {
+					b, err := os.ReadFile(f)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if strings.Contains(string(b), "func "+m[2]+"(") {
+						made = m[3] == "" || strings.Contains(string(b), `t.Run("`+m[3]+`"`)
+						known = strings.Contains(string(b), word)
+					}
+				}
+				if !made || !known {
+					t.Errorf("%s: there is no %s in %s that makes it (%v) and names %q (%v)", strings.TrimSpace(line), m[2], m[1], made, word, known)
+				}
+			}
+		}
+	}
+	if leaves < 30 {
+		t.Errorf("only %d leaves", leaves)
+	}
+}

@@ -8,23 +8,27 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apiserver/pkg/util/proxy"
 	"k8s.io/client-go/rest"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"github.com/clarionlb/clarion/internal/trace"
 )
 
-// forwarder is an API server that forwards ports of a pod to this machine's loopback, and knows no WebSockets.
-func forwarder(t *testing.T, path string) *rest.Config {
+// forwarder is an API server that forwards ports of a pod to this machine's loopback, with WebSockets or, as an older one,
+// without.
+func forwarder(t *testing.T, path string, websockets bool) *rest.Config {
 	t.Helper()
-	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	forward := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != path {
 			http.Error(w, "forbidden", http.StatusForbidden)
 			return
@@ -39,6 +43,9 @@ func forwarder(t *testing.T, path string) *rest.Config {
 		}
 		defer conn.Close()
 		complain, data := <-streams, <-streams
+		if complain.Headers().Get(corev1.StreamType) != corev1.StreamTypeError {
+			complain, data = data, complain
+		}
 		c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", data.Headers().Get(corev1.PortHeader)))
 		if err != nil {
 			fmt.Fprint(complain, err)
@@ -52,6 +59,9 @@ func forwarder(t *testing.T, path string) *rest.Config {
 		data.Close()
 		complain.Close()
 		<-conn.CloseChan()
+	})
+	s := httptest.NewTLSServer(proxy.NewTranslatingHandler(forward, proxy.NewTunnelingHandler(forward), func(r *http.Request) bool {
+		return websockets && wsstream.IsWebSocketRequestWithTunnelingProtocol(r)
 	}))
 	t.Cleanup(s.Close)
 	return &rest.Config{Host: s.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
@@ -83,12 +93,21 @@ func TestForwarded(t *testing.T) {
 	conn := &connection{
 		Reader: fake.NewClientBuilder().WithObjects(pod("node1", at), pod("node2", "--trace-bind-address=0"), pod("node3", "--trace-bind-address="+nobody.Addr().String()), pod("node4", at)).
 			WithIndex(&corev1.Pod{}, "spec.nodeName", func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }).Build(),
-		config: forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward"),
+		config: forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward", true),
 	}
 	a := &app{system: "clarion-system"}
 	addr := netip.MustParseAddr("192.0.2.200")
-	if r, err := a.forwarded(t.Context(), conn, "node1", addr); err != nil || r.Node != "node1" || !r.Guarded {
-		t.Errorf("%+v, %v", r, err)
+	for _, websockets := range []bool{true, false} {
+		conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward", websockets)
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if r, err := a.forwarded(t.Context(), conn, "node1", addr); err != nil || r.Node != "node1" || !r.Guarded {
+					t.Errorf("WebSockets: %v: %+v, %v", websockets, r, err)
+				}
+			})
+		}
+		all.Wait()
 	}
 	for _, tt := range []struct{ node, path, addr, want string }{
 		{"node1", "", "192.0.2.201", "404 Not Found: no such address"},
@@ -98,13 +117,13 @@ func TestForwarded(t *testing.T) {
 		{"node5", "", "192.0.2.200", "no pod of the speaker runs there"},
 	} {
 		if tt.path != "" {
-			conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/"+tt.path+"/portforward")
+			conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/"+tt.path+"/portforward", true)
 		}
 		if _, err := a.forwarded(t.Context(), conn, tt.node, netip.MustParseAddr(tt.addr)); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want …%s…", tt.node, err, tt.want)
 		}
 		if tt.path != "" {
-			conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward")
+			conn.config = forwarder(t, "/api/v1/namespaces/clarion-system/pods/speaker-node1/portforward", true)
 		}
 	}
 }
