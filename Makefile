@@ -71,7 +71,7 @@ ways: ## every way to reach a Service, with CoreDNS, nginx and HAProxy, in both 
 
 .PHONY: kubelets
 kubelets: ## Clarion on real kubelets (as root): manifests and chart, and what operators do under load; a quarter of an hour
-	test/kubelets/kubelets deps build images up kustomize web plugin ops=idle,rollout,delete,crash,controller,badimage,drain,taint,kubelet,containerd,delete-node,power,reinstall un-kustomize helm ops=upgrade un-helm
+	test/kubelets/kubelets deps build images up kustomize web plugin ops=idle,rollout,delete,crash,freeze,controller,badimage,drain,taint,kubelet,containerd,delete-node,power,reinstall un-kustomize helm ops=upgrade un-helm
 
 .PHONY: kubelets-quick
 kubelets-quick: ## the same in three minutes, once Kubernetes is built: manifests, a Service that answers, speakers updated and killed

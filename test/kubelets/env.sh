@@ -6,7 +6,8 @@ BIN=$ROOT/bin IMG=$ROOT/images H=$ROOT/state
 NODES=${NODES:-3}                       # nodes n1..nN
 PFX=${PFX:-clarion-ke}                          # prefix of every network namespace and cgroup
 AGNHOST=registry.k8s.io/e2e-test-images/agnhost:2.63.0 PAUSE=registry.k8s.io/pause:3.10.2 CLARION=ghcr.io/clarionlb/clarion
-set -E; trap 'echo "${0##*/}: line $LINENO failed with $?: ${BASH_COMMAND%%$'\n'*} (logs: $H/log)" >&2' ERR
+broke() { echo "${0##*/}: line $1: ${2%%$'\n'*} failed (logs: $H/log)" >&2; }
+set -E; trap 'broke $LINENO "$BASH_COMMAND"' ERR
 export ROOT SRC NODES PFX KUBECONFIG=$H/admin.conf PATH=$BIN:/usr/sbin:/sbin:$PATH
 ns() { ip netns exec "$PFX-$1" "${@:2}"; }
 k() { ns cp kubectl "$@"; }

@@ -9,6 +9,7 @@ streams = requests + ["l2-conns", "l2local-conns", "bgp-conns"]
 # good, a node that is drained, deleted, or gone.
 nothing = {
     **dict.fromkeys(["idle", "rollout", "delete", "crash", "controller", "upgrade", "badimage", "kubelet", "containerd"], streams),
+    "freeze": requests + ["l2-conns", "l2local-conns"],  # BGP goes by the hold time
     "taint": requests,
 }.get(what, [])
 cells, wrong = [], []
