@@ -237,11 +237,12 @@ var depends = []struct {
 	{"/usr/bin/dig", "bind9-dnsutils", true},
 	{"/usr/sbin/nginx", "nginx", true},
 	{"/usr/sbin/haproxy", "haproxy", true},
+	{"/usr/bin/promtool", "prometheus", true},
 }
 
 // services are those that a package of depends brings along and Debian starts. The lab runs the programs itself, in
 // its namespaces.
-var services = map[string]string{"frr": "frr", "bird2": "bird", "nginx": "nginx", "haproxy": "haproxy"}
+var services = map[string]string{"frr": "frr", "bird2": "bird", "nginx": "nginx", "haproxy": "haproxy", "prometheus": "prometheus"}
 
 // missing lists the Debian packages whose programs are not there.
 func missing(network bool) []string {
