@@ -457,7 +457,8 @@ func (s *speaker) handOver() {
 	}
 	s.ending.Store(true)
 	s.membership.edit(func(m *members.Meta) { m.Draining = true })
-	if left, _ := s.until(handOverTime, func(layer2.AddressStatus) bool { return true }); left > 0 {
+	own := func(a layer2.AddressStatus) bool { return a.State == layer2.Answering }
+	if left, _ := s.until(handOverTime, own); left > 0 {
 		s.log.Warn("not every address was taken over by another speaker", "addresses", left)
 	}
 }
@@ -482,7 +483,7 @@ func (s *speaker) until(most time.Duration, pending func(layer2.AddressStatus) b
 	for {
 		left, all = 0, 0
 		for _, a := range s.layer2.Status().Addresses {
-			if a.State == layer2.Answering {
+			if a.State.Answers() {
 				all++
 				if pending(a) {
 					left++

@@ -27,6 +27,7 @@ type air struct {
 	last  []airFrame          // what the last question was answered with
 	apart func(a, b MAC) bool // stations that do not hear each other
 	nodes map[MAC]bool        // whose kernels answer for the address of kernel
+	loses func(airFrame) bool // frames that arrive nowhere
 }
 
 type airFrame struct {
@@ -101,8 +102,12 @@ func (a *air) transmit(frame []byte) {
 			panic(err)
 		}
 	}
-	a.sent = append(a.sent, airFrame{time.Since(a.start), frame, m})
+	sent := airFrame{time.Since(a.start), frame, m}
+	a.sent = append(a.sent, sent)
 	for _, w := range a.wires {
+		if a.loses != nil && a.loses(sent) {
+			break
+		}
 		if w.link.MAC == from || to.station() && to != w.link.MAC || a.apart != nil && a.apart(from, w.link.MAC) {
 			continue
 		}
@@ -136,6 +141,13 @@ func (a *air) part(apart func(a, b MAC) bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.apart = apart
+}
+
+// lose has frames arrive nowhere.
+func (a *air) lose(loses func(airFrame) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.loses = loses
 }
 
 // take returns what was sent since it was called last.

@@ -49,6 +49,7 @@ type holding struct {
 // stamp is when a station was heard.
 type stamp struct {
 	mac MAC
+	of  MAC // whom it spoke of, if it said where an address is
 	at  time.Time
 }
 
@@ -190,7 +191,7 @@ func (r *Responder) happen(h *holding, e event, who string, now time.Time) {
 	h.state, h.reason, h.since = state, reason, now
 	h.quiet.Store(state != Answering)
 	h.ceding.Store(false)
-	h.cover()
+	r.cover(h)
 	h.last.Store(nil) // what was said before counts afresh
 	h.probing.Store(state == Probing && !h.want.Used)
 	r.changed = true
@@ -395,8 +396,13 @@ func (r *Responder) judge(c heard) {
 	}
 	verdict := r.config.Judge(c.claim)
 	if by := c.claim; c.by.station() {
-		if by.MAC = c.by; r.config.Judge(by) != Foreign { // who stands in for a member has the address, as far as the others go
-			verdict, c.claim, c.behalf = r.config.Judge(by), by, c.claim.MAC
+		by.MAC = c.by
+		switch says := r.config.Judge(by); {
+		case says == Foreign:
+		case says == Defend && (verdict == Yield || verdict == Leave) && h.turn() && !h.state.Answers():
+			// It is this node's turn to stand in: the member itself is watched.
+		default: // who stands in for a member has the address, as far as the others go
+			verdict, c.claim, c.behalf = says, by, c.claim.MAC
 		}
 	}
 	switch {

@@ -715,7 +715,7 @@ func (r *Responder) receive(p *port, frame []byte) {
 		if h := p.find(m.target); h != nil {
 			h.requests.Add(1)
 			if m.probe() && !m.poll && h.quiet.Load() {
-				h.asker.Store(&stamp{m.askerMAC, time.Now()})
+				h.asker.Store(&stamp{mac: m.askerMAC, at: time.Now()})
 			}
 			if covers := h.covers.Load(); covers != nil {
 				if at, ok := (*covers)[view.index]; ok && m.askerMAC != at {
@@ -770,12 +770,12 @@ func (r *Responder) hear(h *holding, c heard) {
 	const moment = 5 * time.Millisecond
 	now := time.Now()
 	from := cmp.Or(c.by, c.claim.MAC)
-	if last := h.last.Load(); last != nil && last.mac == from && now.Sub(last.at) < moment {
+	if last := h.last.Load(); last != nil && last.mac == from && last.of == c.claim.MAC && now.Sub(last.at) < moment {
 		return
 	}
 	select {
 	case r.claims <- c:
-		h.last.Store(&stamp{from, now})
+		h.last.Store(&stamp{from, c.claim.MAC, now})
 	default:
 		r.lost.Add(1)
 	}

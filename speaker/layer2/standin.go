@@ -113,16 +113,51 @@ func (r *Responder) standIn(n *node, now time.Time) bool {
 	return false
 }
 
+// turn says whether this node is the one to stand in for a member. Where it is chosen though the speaker of the member is
+// alive, as when that one's node is drained, the member is silent for its sake.
+func (h *holding) turn() bool { return h.want.Rank == 1 || h.want.Rank == 0 && h.want.Seek }
+
 // answerFor has clients answered in the words of a member, which is told so if it waits for that. It reports whether this
-// node is the one to do so. Where it is chosen though the speaker of the member is alive, as when that one's node is drained,
-// the member is silent for its sake.
+// node does so: when it is its turn, and on when its rank falls meanwhile, since nobody else is known to do so.
 func (r *Responder) answerFor(v *claimant, now time.Time) bool {
 	h := v.h
-	if h.want.Rank > 1 || h.want.Rank == 0 && !h.want.Seek || v.behalf.station() {
+	switch {
+	case v.behalf.station():
+		return r.succeed(v, now)
+	case !h.turn() && (h.state != StandingIn || h.want.Rank == 0):
 		return false
 	}
 	r.happen(h, restarts, v.claim.MAC.String(), now)
-	h.cover()
+	r.cover(h)
+	r.tell(v)
+	return true
+}
+
+// succeed has this node stand in for the one that another member stood in for, which ends, is silent or gives the
+// address up. That node is asked at once whether it is still there.
+func (r *Responder) succeed(v *claimant, now time.Time) bool {
+	h, c := v.h, heard{claim: v.claim, index: v.index, by: v.claim.MAC}
+	c.claim.MAC = v.behalf
+	verdict := r.config.Judge(c.claim)
+	if !h.turn() || h.slots[v.index] == nil || r.config.StandIn < 0 || verdict != Yield && verdict != Leave {
+		return false
+	}
+	r.tell(v)
+	r.follow(h, c, verdict, now)
+	h.holders[v.index].heard = v.heard // not by now
+	n := h.holders[v.index].node
+	if n.alone.IsZero() {
+		n.alone, n.misses = now, 1
+		r.plan.set(n.watch, now)
+	}
+	r.happen(h, restarts, v.behalf.String(), now)
+	r.cover(h)
+	return true
+}
+
+// tell says to a member that is about to restart that this node stands in for it, or for whom it stands in itself.
+func (r *Responder) tell(v *claimant) {
+	h := v.h
 	if s := h.slots[v.index]; s != nil && r.config.Restarting(v.claim.MAC) {
 		frame, err := answer(message{target: h.addr, asker: unspecified(h.addr), askerMAC: v.claim.MAC, ask: true}, s.port.link.MAC, v.claim.MAC)
 		if err == nil {
@@ -130,16 +165,23 @@ func (r *Responder) answerFor(v *claimant, now time.Time) bool {
 		}
 		r.send(h, s.port, frame, err)
 	}
-	return true
 }
 
-// cover has the readers answer for the members that are stood in for, and for nobody else.
-func (h *holding) cover() {
+// cover has the readers answer for the members that are stood in for, and for nobody else. On a link on which neither speaker
+// nor kernel answers it is answered in the words of a node that is there on another link, as that would do itself.
+func (r *Responder) cover(h *holding) {
 	if h.state != StandingIn {
 		h.covers.Store(nil)
 		return
 	}
 	macs := make(map[int]MAC, len(h.holders))
+	for key, lost := range h.lost {
+		for _, v := range h.holders {
+			if addrs := r.config.Kernel(key.mac); len(addrs) > 0 && slices.Equal(addrs, r.config.Kernel(v.claim.MAC)) {
+				macs[key.index] = lost.claim.MAC
+			}
+		}
+	}
 	for index, v := range h.holders {
 		macs[index] = v.claim.MAC
 	}
@@ -147,7 +189,7 @@ func (h *holding) cover() {
 }
 
 // together reports whether a claim leaves it at that this node stands in: it is that of the member itself, which is about
-// to end, or of one that ranks behind this node and stands in for the same member.
+// to end, or of one that stands in for the same member, and ranks behind this node or is about to end.
 func (r *Responder) together(h *holding, c heard, e event, now time.Time) bool {
 	v := h.holders[c.index]
 	switch {
@@ -155,9 +197,10 @@ func (r *Responder) together(h *holding, c heard, e event, now time.Time) bool {
 	case v.claim.MAC == c.claim.MAC && r.config.Restarting(c.claim.MAC):
 		v.heard = now
 		v.node.answered(v)
+		r.tell(v) // the first time may have been lost
 		return true
 	case v.claim.MAC == c.behalf:
-		return e == worse
+		return e == worse || r.config.Restarting(c.claim.MAC)
 	}
 	return false
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -328,5 +329,326 @@ func TestStandInWalk(t *testing.T) {
 				s.stop()
 			}
 		})
+	}
+}
+
+// rank gives the speaker a rank as it gets one when others have announced the address before; seek: one before it is dead.
+func (s *standing) rank(rank int, seek bool, addr netip.Addr) {
+	s.set(Address{Addr: addr, Rank: rank, Seek: seek, Probe: Probe{Count: 3, Interval: 30 * time.Millisecond}, Used: true})
+}
+
+// A speaker that restarts while it stands in for another one hands that on, without a gap; so does one that dies, with one
+// as long as it takes to notice. Neither is a reason to take the address from a node that is there.
+func TestStandInRestarts(t *testing.T) {
+	for _, addr := range bothFamilies {
+		for _, announced := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAir()
+				all := a.nodesOf(t, 3, Config{}, addr)
+				all[0].stop()
+				time.Sleep(detection)
+				all[1].rank(0, true, addr)
+				all[2].rank(1, false, addr)
+				time.Sleep(5 * time.Second)
+				begin := time.Now()
+				if announced {
+					all[1].restart.Store(mac(2), true)
+					time.Sleep(200 * time.Millisecond)
+					a.answeredBy(t, "both", addr, mac(1), mac(2), mac(3))
+					if all[1].address(addr.String()).Covered.Before(begin) {
+						t.Error("who stands in and restarts does not know that another one stands in")
+					}
+				} else {
+					a.power(mac(2), false)
+				}
+				all[1].stop()
+				if !announced {
+					time.Sleep(detection)
+				}
+				a.answeredBy(t, "who stood in has ended", addr, mac(1), mac(3))
+				time.Sleep(10 * time.Second)
+				a.answeredBy(t, "and later", addr, mac(1), mac(3))
+				all[2].rank(0, true, addr)
+				a.answeredBy(t, "chosen since the others are dead", addr, mac(1), mac(3))
+				all[0].run(t, Config{}, addr)
+				synctest.Wait()
+				a.answeredBy(t, "the owner is back", addr, mac(1), mac(1))
+			})
+		}
+	}
+}
+
+// Both the owner's node and the one that stands in for its speaker die at one time.
+func TestStandInDiesWithOwner(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			all := a.nodesOf(t, 3, Config{}, addr)
+			all[0].stop()
+			time.Sleep(detection)
+			all[1].rank(0, true, addr)
+			all[2].rank(1, false, addr)
+			time.Sleep(5 * time.Second)
+			a.power(mac(1), false)
+			a.power(mac(2), false)
+			all[1].stop()
+			time.Sleep(detection + 110*time.Millisecond)
+			a.answeredBy(t, "both are dead", addr, mac(3), mac(3))
+		})
+	}
+}
+
+// A speaker that stands in for several addresses and may serve one of them no more leaves it to the next one to stand in.
+func TestStandInGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, other := newAir(), vip4.Next()
+		all := a.nodesOf(t, 3, Config{}, vip4, other)
+		all[0].stop()
+		time.Sleep(detection)
+		all[2].owns(1, vip4, other)
+		time.Sleep(5 * time.Second)
+		all[1].owns(1, other)
+		for range 100 {
+			time.Sleep(10 * time.Millisecond)
+			if macs := a.ask(vip4); len(macs) > 0 && macs[0] != mac(1) {
+				t.Fatalf("%s is said to be at %v", vip4, macs)
+			}
+		}
+		a.answeredBy(t, "it was given up", vip4, mac(1), mac(3))
+	})
+}
+
+// A member that comes back and ranks before the one that stands in leaves the address where it is, and stands in itself.
+func TestStandInBetterReturns(t *testing.T) {
+	for _, addr := range bothFamilies {
+		for _, rank := range []int{0, 1} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAir()
+				all := a.nodesOf(t, 3, Config{}, addr)
+				all[1].stop()
+				all[2].owns(1, addr)
+				time.Sleep(5 * time.Second)
+				all[0].stop()
+				time.Sleep(detection)
+				a.answeredBy(t, "the lower one", addr, mac(1), mac(3))
+				time.Sleep(10 * time.Second)
+				all[1].run(t, Config{})
+				all[1].rank(rank, rank == 0, addr)
+				all[2].rank(rank+1, false, addr)
+				for range 50 {
+					time.Sleep(100 * time.Millisecond)
+					if macs := a.ask(addr); len(macs) == 0 || slices.ContainsFunc(macs, func(m MAC) bool { return m != mac(1) }) {
+						t.Fatalf("%s, which returned as number %d: it is said to be at %v", addr, rank, macs)
+					}
+				}
+				if got := all[1].state(addr); got != "StandingIn eth0" {
+					t.Errorf("the one that returned: %s", got)
+				}
+				time.Sleep(time.Minute + time.Second)
+				a.answeredBy(t, "the time is up", addr, mac(2), mac(2))
+				all[0].run(t, Config{}, addr)
+				time.Sleep(time.Second)
+				a.answeredBy(t, "the owner is back", addr, mac(1), mac(1))
+			})
+		}
+	}
+}
+
+// A member that comes back and is chosen while the owner's node is drained takes the address at once, whoever stands in.
+func TestStandInOwnerDrained(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			all := a.nodesOf(t, 3, Config{}, addr)
+			all[1].stop()
+			all[2].owns(1, addr)
+			time.Sleep(5 * time.Second)
+			all[0].stop()
+			time.Sleep(detection)
+			a.answeredBy(t, "the lower one", addr, mac(1), mac(3))
+			all[1].run(t, Config{})
+			all[1].rank(0, false, addr)
+			time.Sleep(100 * time.Millisecond)
+			a.answeredBy(t, "another is chosen", addr, mac(2), mac(2))
+		})
+	}
+}
+
+// The time of a node that is stood in for does not begin anew when another address of its speaker is stood in for as well.
+func TestStandInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, other := newAir(), vip4.Next()
+		all := a.nodesOf(t, 3, Config{}, vip4, other)
+		all[1].set(Address{Addr: vip4, Rank: 1})
+		all[2].set(Address{Addr: other, Rank: 1})
+		time.Sleep(5 * time.Second)
+		all[0].stop()
+		time.Sleep(30 * time.Second)
+		all[1].set(Address{Addr: vip4, Rank: 1}, Address{Addr: other, Rank: 1})
+		time.Sleep(10 * time.Second)
+		a.answeredBy(t, "the first", vip4, mac(1), mac(2))
+		a.answeredBy(t, "the second", other, mac(1), mac(2), mac(3))
+		time.Sleep(21 * time.Second)
+		a.answeredBy(t, "the time is up", vip4, mac(2), mac(2))
+	})
+}
+
+// Who stands in goes on when others come to rank before it.
+func TestStandInRankFalls(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			all := a.nodesOf(t, 2, Config{}, addr)
+			all[0].stop()
+			time.Sleep(detection)
+			all[1].rank(2, false, addr)
+			for range 100 {
+				time.Sleep(100 * time.Millisecond)
+				a.answeredBy(t, "its rank fell", addr, mac(1), mac(2))
+			}
+			a.power(mac(1), false)
+			time.Sleep(detection)
+			a.answeredBy(t, "the node died", addr, mac(2), mac(2))
+		})
+	}
+}
+
+// A member that waits to be told that it is stood in for is told again.
+func TestStandInToldAgain(t *testing.T) {
+	for _, addr := range bothFamilies {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			all := a.nodesOf(t, 2, Config{}, addr)
+			var lost atomic.Bool
+			a.lose(func(f airFrame) bool {
+				return f.by == mac(2) && MAC(f.frame[:6]) == mac(1) && lost.CompareAndSwap(false, true)
+			})
+			begin := time.Now()
+			all[0].restart.Store(mac(1), true)
+			time.Sleep(time.Second)
+			if !lost.Load() {
+				t.Fatal("no frame was lost: the test tests nothing")
+			}
+			if all[0].address(addr.String()).Covered.Before(begin) {
+				t.Error("the owner does not know that it is covered, since one frame was lost")
+			}
+		})
+	}
+}
+
+// Speakers that do not hear of each other in the group may both stand in: they say the same, and only one takes the address
+// in the end.
+func TestStandInTwice(t *testing.T) {
+	for _, addr := range bothFamilies {
+		for _, node := range []bool{true, false} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAir()
+				all := a.nodesOf(t, 3, Config{}, addr)
+				all[2].owns(1, addr)
+				time.Sleep(5 * time.Second)
+				all[0].stop()
+				all[1].rank(0, true, addr)
+				all[2].rank(0, true, addr)
+				end := time.Now().Add(time.Minute + time.Second)
+				if !node {
+					time.Sleep(10 * time.Second)
+					a.power(mac(1), false)
+					end = time.Now().Add(detection)
+				}
+				for time.Now().Before(end) {
+					time.Sleep(10 * time.Millisecond)
+					if macs := slices.Compact(a.ask(addr)); len(macs) > 1 {
+						t.Fatalf("%s is said to be at %v", addr, macs)
+					}
+				}
+				time.Sleep(time.Second)
+				a.answeredBy(t, "at the end", addr, mac(2), mac(2))
+			})
+		}
+	}
+}
+
+// However many nodes are watched, and whatever else happens, each is asked again within the time that Config says.
+func TestWatchPace(t *testing.T) {
+	for _, n := range []int{1, 2, 14, 15, 16, 17, 33, 60} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAir()
+			var all []Address
+			for i := range n {
+				addr := netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)})
+				a.station(t, i+1, Config{Judge: order(i + 1)}).set(Address{Addr: addr})
+				all = append(all, Address{Addr: addr, Rank: 1})
+				time.Sleep(7 * time.Millisecond)
+			}
+			backup := a.station(t, 200, Config{Judge: order(200)})
+			backup.set(all...)
+			time.Sleep(10 * time.Second)
+			a.take()
+			time.Sleep(20 * time.Second)
+			last, most := map[MAC]time.Duration{}, time.Duration(0)
+			for _, f := range a.take() {
+				if to := MAC(f.frame[:6]); f.ask && MAC(f.frame[6:12]) == mac(200) && to.station() {
+					if at, ok := last[to]; ok {
+						most = max(most, f.at-at)
+					}
+					last[to] = f.at
+				}
+			}
+			if limit := max(75*time.Millisecond, time.Duration(n)*5*time.Millisecond); len(last) != n || most > limit {
+				t.Errorf("of %d nodes %d were asked, one not for %v", n, len(last), most)
+			}
+		})
+	}
+}
+
+// A speaker on two links whose node's kernel answers on one of them, or whose other link is lost meanwhile, is stood in for on
+// both: its node has the address as long as it is there.
+func TestStandInOnTwoLinks(t *testing.T) {
+	second := func(m MAC) MAC { m[5] += 100; return m }
+	first := func(m MAC) MAC { m[5] %= 100; return m }
+	for _, addr := range bothFamilies {
+		for _, kernel := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAir()
+				a.part(func(x, y MAC) bool { return x != client && y != client && x[5] >= 100 != (y[5] >= 100) })
+				run := func(n int) *station {
+					s := a.station(t, n, Config{
+						Judge:  func(c Claim) Verdict { c.MAC = first(c.MAC); return order(n)(c) },
+						Kernel: func(m MAC) []netip.Addr { return append(kernelOf(first(m)), kernelOf(second(first(m)))...) },
+					})
+					s.change(device("eth1", 3, second(mac(n)), true))
+					s.set(Address{Addr: addr, Rank: n - 1})
+					a.power(mac(n), true)
+					return s
+				}
+				both := func(what string, n int) {
+					t.Helper()
+					macs := a.ask(addr)
+					slices.SortFunc(macs, func(x, y MAC) int { return slices.Compare(x[:], y[:]) })
+					if want := []MAC{mac(n), second(mac(n))}; !slices.Equal(macs, want) {
+						t.Errorf("%s: %s is said to be at %v, want %v", what, addr, macs, want)
+					}
+				}
+				owner, backup := run(1), run(2)
+				time.Sleep(5 * time.Second)
+				a.power(second(mac(1)), kernel)
+				both("at first", 1)
+				owner.stop()
+				time.Sleep(detection)
+				both("the speaker is away", 1)
+				a.power(second(mac(1)), false)
+				time.Sleep(10 * time.Second)
+				both("the kernel does not answer on one link", 1)
+				if got := backup.state(addr); got != "StandingIn eth0 eth1" {
+					t.Error(got)
+				}
+				a.power(mac(1), false)
+				time.Sleep(detection)
+				both("the node is off", 2)
+				run(1)
+				time.Sleep(time.Second)
+				both("the owner is back", 1)
+			})
+		}
 	}
 }

@@ -147,8 +147,10 @@ func (r *Responder) follow(h *holding, c heard, verdict Verdict, now time.Time) 
 		r.changed = true
 	}
 	v.claim, v.verdict, v.heard, v.behalf = c.claim, verdict, now, c.behalf
-	v.node.answered(v)
-	v.node.alone = time.Time{}
+	if !c.by.station() || c.by == c.claim.MAC { // else others say so
+		v.node.answered(v)
+		v.node.alone = time.Time{}
+	}
 }
 
 func (r *Responder) node(key nodeKey) *node {
@@ -250,6 +252,9 @@ func (r *Responder) poll(v *claimant) {
 // address any more, somebody else may, and everybody is asked first.
 func (r *Responder) lapse(v *claimant, gone bool, now time.Time) {
 	h := v.h
+	if v.behalf.station() && r.succeed(v, now) {
+		return
+	}
 	r.lose(v, now)
 	switch {
 	case len(h.holders) > 0:
@@ -264,11 +269,11 @@ func (r *Responder) lapse(v *claimant, gone bool, now time.Time) {
 func (r *Responder) lose(v *claimant, now time.Time) {
 	n := v.node
 	delete(v.h.holders, v.index)
-	v.h.cover()
 	n.remove(v)
 	n.since = now
 	n.lost.add(v)
 	v.h.lost[n.key] = v
+	r.cover(v.h)
 	r.changed = true
 	r.tend(n, now)
 }
@@ -284,12 +289,12 @@ func (r *Responder) forget(v *claimant) {
 		return
 	case h.holders[v.index] == v:
 		delete(h.holders, v.index)
-		h.cover()
 		n.remove(v)
 	default:
 		delete(h.lost, n.key)
 		n.lost.remove(v)
 	}
+	r.cover(h)
 	r.changed = true
 	r.tend(n, time.Now())
 }
