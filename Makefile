@@ -5,6 +5,8 @@ SHELL := /bin/bash
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 IMAGE    ?= ghcr.io/clarionlb/clarion:$(VERSION)
 FUZZTIME ?= 30s
+SEED     ?= 1
+FOR      ?= 10m
 
 TOOL := go tool -modfile=internal/tools/go.mod
 LAB  := go run ./test/lab/cmd/lab
@@ -81,6 +83,10 @@ kubelets-quick: ## the same in three minutes, once Kubernetes is built: manifest
 conformance: ## Kubernetes' own LoadBalancer specs by layer 2 and BGP, with iptables and nftables; an hour and a half
 	FAMILIES=4 MODE=iptables test/kubelets/kubelets deps specs images up kustomize dns long l2 bgp
 	FAMILIES=4 MODE=nftables test/kubelets/kubelets up kustomize dns long l2 bgp
+
+.PHONY: chaos
+chaos: deps ## faults and edits at random (SEED) in the lab, FOR so long, under probes and judges; HISTORY=FILE plays one again
+	go run ./test/chaos -seed $(SEED) -for $(FOR) $(if $(HISTORY),-history $(HISTORY))
 
 .PHONY: bench
 bench: deps ## figures of allocation, in the lab; and Go benchmarks

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,11 +23,13 @@ const Namespace = "clarion-system"
 type ClarionOptions struct {
 	ControllerArgs, SpeakerArgs []string // further flags
 	Race                        bool     // build with the race detector
+	Standby                     bool     // two controllers, one of which leads
 }
 
 // Clarion is Clarion running in a lab: a controller in the control plane's namespace and a speaker in each node's.
 type Clarion struct {
 	Controller *Process
+	Standby    *Process            // the other controller, if there is one
 	Speakers   map[string]*Process // by node
 }
 
@@ -62,11 +65,18 @@ func (l *Lab) StartClarion(ctx context.Context, o ClarionOptions) (*Clarion, err
 	l.pr.step("Clarion built, config/default applied")
 	c := &Clarion{Speakers: map[string]*Process{}}
 	var err error
-	if c.Controller, err = l.startWorkload(ctx, workloads, "controller", control, o.ControllerArgs); err != nil {
+	if c.Controller, err = l.startWorkload(ctx, workloads, "controller", "controller", control, o.ControllerArgs); err != nil {
 		return nil, err
 	}
+	if o.Standby {
+		// It is on the same host, so that it needs other ports.
+		args := append(slices.Clone(o.ControllerArgs), "--metrics-bind-address=127.0.0.1:9122", "--health-probe-bind-address=127.0.0.1:8082")
+		if c.Standby, err = l.startWorkload(ctx, workloads, "controller", "standby", control, args); err != nil {
+			return nil, err
+		}
+	}
 	for _, node := range l.Nodes() {
-		if c.Speakers[node], err = l.startWorkload(ctx, workloads, "speaker", node, o.SpeakerArgs); err != nil {
+		if c.Speakers[node], err = l.startWorkload(ctx, workloads, "speaker", "speaker", node, o.SpeakerArgs); err != nil {
 			return nil, err
 		}
 	}
@@ -74,8 +84,8 @@ func (l *Lab) StartClarion(ctx context.Context, o ClarionOptions) (*Clarion, err
 	return c, nil
 }
 
-// startWorkload runs a program of Clarion on a host as its pod template says.
-func (l *Lab) startWorkload(ctx context.Context, all map[string]corev1.PodSpec, name, host string, args []string) (*Process, error) {
+// startWorkload runs a program of Clarion on a host as its pod template says, as the process called as.
+func (l *Lab) startWorkload(ctx context.Context, all map[string]corev1.PodSpec, name, as, host string, args []string) (*Process, error) {
 	pod, ok := all[name]
 	if !ok || len(pod.Containers) != 1 {
 		return nil, fmt.Errorf("config/default has no workload %s of one container", name)
@@ -90,7 +100,7 @@ func (l *Lab) startWorkload(ctx context.Context, all map[string]corev1.PodSpec, 
 	}
 	command := append(privileges(pod), filepath.Join(l.state, "bin", name), "--kubeconfig="+kubeconfig)
 	command = append(append(command, pod.Containers[0].Args...), args...)
-	return l.Start(host, name, command, "NODE_NAME="+node, "POD_NAMESPACE="+Namespace)
+	return l.Start(host, as, command, "NODE_NAME="+node, "POD_NAMESPACE="+Namespace)
 }
 
 // privileges is the command that runs another with a container's user and capabilities, and no way to more.

@@ -44,8 +44,8 @@
 // l.Start in a namespace takes a file of l.Kubeconfig. l.In runs a function in a host's namespace, l.Exec a command, and
 // l.Dial opens a connection from there. What a client or a pod sees of an address, l.HostOf names.
 //
-// Faults: CutLink (carrier lost), SilenceLink (frames lost, carrier kept), Loss, Delay, Partition and CutFromAPI, undone
-// by RestoreLink or Heal; KillNode and StartNode; and the signals of a Process.
+// Faults: CutLink (carrier lost), SilenceLink (frames lost, carrier kept), MuteLink and DeafenLink (one way), Loss, Delay,
+// undone by RestoreLink; Partition, CutFromAPI and ClosePort, undone by Rejoin and OpenPort; Heal undoes all of them; KillNode and StartNode; and the signals of a Process.
 //
 // # By hand
 //

@@ -15,13 +15,15 @@ import (
 
 // faults are the frames that the switch drops.
 type faults struct {
-	silent map[string]bool    // links with all frames dropped
-	cut    map[[2]string]bool // from one link to another
-	loss   map[string]int     // percent of frames dropped, each way
+	mute, deaf map[string]bool      // links whose host's frames are dropped, and those to it
+	cut        map[[2]string]bool   // from one link to another
+	closed     map[[2]string]uint16 // from one link to another, to one port of TCP and UDP
+	loss       map[string]int       // percent of frames dropped, each way
 }
 
 func newFaults() faults {
-	return faults{silent: map[string]bool{}, cut: map[[2]string]bool{}, loss: map[string]int{}}
+	return faults{mute: map[string]bool{}, deaf: map[string]bool{}, cut: map[[2]string]bool{},
+		closed: map[[2]string]uint16{}, loss: map[string]int{}}
 }
 
 // port matches a link's port on the bridge, which is another while the link is delayed.
@@ -30,8 +32,10 @@ func port(link string) string { return fmt.Sprintf("{ %q, %q }", link, delayPort
 // rules is the whole nftables table for these faults.
 func (f faults) rules() string {
 	var in, through, out strings.Builder
-	for _, link := range slices.Sorted(maps.Keys(f.silent)) {
+	for _, link := range slices.Sorted(maps.Keys(f.mute)) {
 		fmt.Fprintf(&in, "iifname %s drop\n", port(link))
+	}
+	for _, link := range slices.Sorted(maps.Keys(f.deaf)) {
 		fmt.Fprintf(&out, "oifname %s drop\n", port(link))
 	}
 	for _, link := range slices.Sorted(maps.Keys(f.loss)) {
@@ -40,6 +44,9 @@ func (f faults) rules() string {
 	}
 	for pair := range f.cut {
 		fmt.Fprintf(&through, "iifname %s oifname %s drop\n", port(pair[0]), port(pair[1]))
+	}
+	for pair, n := range f.closed {
+		fmt.Fprintf(&through, "iifname %s oifname %s meta l4proto { tcp, udp } th dport %d drop\n", port(pair[0]), port(pair[1]), n)
 	}
 	return "table bridge faults {}\ndelete table bridge faults\ntable bridge faults {\n" +
 		"chain in { type filter hook prerouting priority 0;\n" + in.String() + "}\n" +
@@ -61,12 +68,17 @@ func (l *Lab) fault(change func(*faults)) error {
 // CutLink pulls a link's cable: both ends lose carrier.
 func (l *Lab) CutLink(link string) error { return l.setPort(link, false) }
 
-// RestoreLink undoes CutLink, SilenceLink, Loss and Delay on a link.
+// RestoreLink undoes CutLink, SilenceLink, MuteLink, DeafenLink, Loss and Delay on a link.
 func (l *Lab) RestoreLink(link string) error {
 	if err := l.Delay(link, 0); err != nil {
 		return err
 	}
-	if err := l.fault(func(f *faults) { delete(f.silent, link); delete(f.loss, link) }); err != nil {
+	err := l.fault(func(f *faults) {
+		delete(f.mute, link)
+		delete(f.deaf, link)
+		delete(f.loss, link)
+	})
+	if err != nil {
 		return err
 	}
 	return l.setPort(link, true)
@@ -87,8 +99,14 @@ func (l *Lab) setPort(link string, up bool) error {
 
 // SilenceLink has the switch drop every frame from and to a link while its carrier stays, as a broken switch does.
 func (l *Lab) SilenceLink(link string) error {
-	return l.fault(func(f *faults) { f.silent[link] = true })
+	return l.fault(func(f *faults) { f.mute[link], f.deaf[link] = true, true })
 }
+
+// MuteLink has the switch drop every frame from a link's host, which goes on to hear.
+func (l *Lab) MuteLink(link string) error { return l.fault(func(f *faults) { f.mute[link] = true }) }
+
+// DeafenLink has the switch drop every frame to a link's host, which goes on to be heard.
+func (l *Lab) DeafenLink(link string) error { return l.fault(func(f *faults) { f.deaf[link] = true }) }
 
 // Loss has the switch drop a share of a link's frames at random, percent of them in each direction; 0 ends it.
 func (l *Lab) Loss(link string, percent int) error {
@@ -101,22 +119,40 @@ func (l *Lab) Loss(link string, percent int) error {
 }
 
 // Partition has the switch drop frames between links of different groups. Links in no group, and
-// those of one group among each other, are not affected. Partitions add up until Heal.
+// those of one group among each other, are not affected. Partitions add up until Rejoin or Heal.
 func (l *Lab) Partition(groups ...[]string) error {
-	return l.fault(func(f *faults) {
-		for i, a := range groups {
-			for j, b := range groups {
-				if i == j {
-					continue
-				}
-				for _, x := range a {
-					for _, y := range b {
-						f.cut[[2]string{x, y}] = true
-					}
+	return l.fault(func(f *faults) { between(groups, func(pair [2]string) { f.cut[pair] = true }) })
+}
+
+// ClosePort is Partition for what goes to one port of TCP and UDP. A pair of links has one such port at most, the last.
+func (l *Lab) ClosePort(port uint16, groups ...[]string) error {
+	return l.fault(func(f *faults) { between(groups, func(pair [2]string) { f.closed[pair] = port }) })
+}
+
+// Rejoin undoes Partition between links of different groups.
+func (l *Lab) Rejoin(groups ...[]string) error {
+	return l.fault(func(f *faults) { between(groups, func(pair [2]string) { delete(f.cut, pair) }) })
+}
+
+// OpenPort undoes ClosePort between links of different groups.
+func (l *Lab) OpenPort(groups ...[]string) error {
+	return l.fault(func(f *faults) { between(groups, func(pair [2]string) { delete(f.closed, pair) }) })
+}
+
+// between calls do for every two links of different groups, in both directions.
+func between(groups [][]string, do func([2]string)) {
+	for i, a := range groups {
+		for j, b := range groups {
+			if i == j {
+				continue
+			}
+			for _, x := range a {
+				for _, y := range b {
+					do([2]string{x, y})
 				}
 			}
 		}
-	})
+	}
 }
 
 // CutFromAPI cuts a node off from the control plane and from nothing else, until Heal.
