@@ -34,6 +34,7 @@ func documents(t *testing.T) map[string]string {
 }
 
 var (
+	imageRE   = regexp.MustCompile(`src(?:set)?="([^"]+)"`)
 	linkRE    = regexp.MustCompile(`\]\(([^)]+)\)`)
 	headingRE = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	wordRE    = regexp.MustCompile(`[^a-z0-9 _-]`)
@@ -51,6 +52,11 @@ func anchors(page string) []string {
 func TestLinks(t *testing.T) {
 	pages := documents(t)
 	for name, page := range pages {
+		for _, image := range imageRE.FindAllStringSubmatch(page, -1) {
+			if _, err := os.Stat(image[1]); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
 		for _, l := range linkRE.FindAllStringSubmatch(page, -1) {
 			if strings.HasPrefix(l[1], "https://") {
 				continue

@@ -64,20 +64,7 @@ type routeReport struct {
 // explainService says why a Service is or is not reachable.
 func (c *cluster) explainService(svc *corev1.Service) explanation {
 	key := svc.Namespace + "/" + svc.Name
-	var addresses []*address
-	types := []v1beta1.AddressType{v1beta1.AddressLoadBalancerIP, v1beta1.AddressExternalIP, v1beta1.AddressClusterIP}
-	if c.blind() {
-		types = nil // what is decided without knowing all is wrong
-	}
-	for _, t := range types {
-		for _, addr := range c.snap.Addresses(key, t) {
-			a := c.address(addr, t)
-			// That a ClusterIP is not announced is what everyone expects.
-			if t != v1beta1.AddressClusterIP || len(a.Routes) > 0 {
-				addresses = append(addresses, a)
-			}
-		}
-	}
+	addresses := c.addressesOf(key, c.address)
 	e := explanation{Object: "Service/" + key, NotShown: c.notShown(), Facts: []line{{"Service", describe(svc)}}}
 	e.Answer, e.Fine = c.answer(svc, addresses)
 	e.Answer = key + " " + e.Answer
@@ -103,6 +90,23 @@ func (c *cluster) explainService(svc *corev1.Service) explanation {
 		}
 	}
 	return e
+}
+
+// addressesOf are the addresses of a Service that are or could be announced, as of says.
+func (c *cluster) addressesOf(key string, of func(netip.Addr, v1beta1.AddressType) *address) (out []*address) {
+	if c.blind() { // what is decided without knowing all is wrong
+		return nil
+	}
+	for _, t := range []v1beta1.AddressType{v1beta1.AddressLoadBalancerIP, v1beta1.AddressExternalIP, v1beta1.AddressClusterIP} {
+		for _, addr := range c.snap.Addresses(key, t) {
+			a := of(addr, t)
+			// That a ClusterIP is not announced is what everyone expects.
+			if t != v1beta1.AddressClusterIP || len(a.Routes) > 0 {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
 }
 
 // blind says whether something may not be read that decisions are made from.

@@ -121,7 +121,7 @@ question cannot be answered: what that takes may not be read, or cannot be reach
 	a.flags.AddFlags(root.PersistentFlags())
 	root.PersistentFlags().StringVar(&a.system, "clarion-namespace", "clarion-system", "the namespace that Clarion runs in")
 	root.PersistentFlags().BoolVar(&a.offline, "offline", false, "answer from the dump that --cluster names, not from a cluster")
-	root.AddCommand(a.statusCommand(), a.explainCommand(), a.traceCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.migrateCommand(), a.versionCommand())
+	root.AddCommand(a.statusCommand(), a.explainCommand(), a.traceCommand(), a.planCommand(), a.lintCommand(), a.dumpCommand(), a.migrateCommand(), a.dashboardCommand(), a.versionCommand())
 	a.completeFlags(root)
 	return root
 }

@@ -191,44 +191,14 @@ func explainPeer(_ context.Context, c *cluster, _ *connection, name string) (exp
 		asn = cmp.Or(p.Dynamic, "any")
 	}
 	e.fact("AS", "%s, ours is %d", asn, p.LocalASN)
-	nodes, up := c.selected(p.Nodes), 0
+	up := 0
 	var sessions []line
-	for _, node := range nodes {
-		said, well := "not open", false
-		sp := c.speakers[node]
-		switch {
-		case !c.alive[node]:
-			said = explain.NotAlive
-		default:
-			for _, s := range sp.Status.Sessions {
-				if s.Peer != name {
-					continue
-				}
-				if well = s.State == v1beta1.Established; well {
-					said = fmt.Sprintf("up, %d IPv4 and %d IPv6 prefixes", s.PrefixesIPv4, s.PrefixesIPv6)
-				} else {
-					said = explain.SessionState(s)
-				}
-				if s.Since != nil {
-					said += ", since " + stamp(s.Since.Time)
-				}
-				if s.BFD != "" {
-					said += ", BFD " + s.BFD
-				}
-				if well && s.LastError != "" {
-					said += "; went down before that: " + s.LastError
-				}
-			}
-			for _, q := range sp.Status.Problems {
-				if q.Object == "BGPPeer/"+name {
-					said += ": " + q.Message
-				}
-			}
-		}
-		if well {
+	of := c.sessionsWith(p)
+	for _, x := range of {
+		if x.up {
 			up++
 		}
-		sessions = append(sessions, line{node, said})
+		sessions = append(sessions, line{x.node, x.text})
 	}
 	var ads []line
 	for i := range c.snap.View().Config.BGP {
@@ -236,17 +206,68 @@ func explainPeer(_ context.Context, c *cluster, _ *connection, name string) (exp
 			ads = append(ads, line{Text: "BGPAdvertisement " + ad.Name})
 		}
 	}
-	said := fmt.Sprintf("%s: %d of %d sessions are up", name, up, len(nodes))
+	said := fmt.Sprintf("%s: %d of %d sessions are up", name, up, len(of))
 	switch {
-	case len(nodes) == 0:
+	case len(of) == 0:
 		said, fine = said+": its nodeSelectors match no node", false
 	case len(ads) == 0:
 		said, fine = said+", but no BGPAdvertisement announces anything to it", false
 	}
-	e.set(c, fine && up == len(nodes), "%s.", said)
+	e.set(c, fine && up == len(of), "%s.", said)
 	e.lines("Sessions", sessions...)
 	e.lines("Announced to it by", ads...)
 	return e, nil
+}
+
+// peering is a session that a node has or should have with a peer.
+type peering struct {
+	node string
+	is   *v1beta1.SessionStatus // nil: it is not open
+	up   bool
+	text string
+}
+
+// sessionsWith are the sessions with a peer, by node.
+func (c *cluster) sessionsWith(p *config.Peer) (out []peering) {
+	for _, node := range c.selected(p.Nodes) {
+		sp := c.speakers[node]
+		if !c.alive[node] {
+			out = append(out, peering{node: node, text: explain.NotAlive})
+			continue
+		}
+		said, problems := "not open", ""
+		for _, q := range sp.Status.Problems {
+			if q.Object == "BGPPeer/"+p.Name {
+				problems += ": " + q.Message
+			}
+		}
+		before := len(out)
+		for i := range sp.Status.Sessions {
+			s := &sp.Status.Sessions[i]
+			if s.Peer != p.Name {
+				continue
+			}
+			x := peering{node: node, is: s, up: s.State == v1beta1.Established}
+			if said = explain.SessionState(*s); x.up {
+				said = fmt.Sprintf("up, %d IPv4 and %d IPv6 prefixes", s.PrefixesIPv4, s.PrefixesIPv6)
+			}
+			if s.Since != nil {
+				said += ", since " + stamp(s.Since.Time)
+			}
+			if s.BFD != "" {
+				said += ", BFD " + s.BFD
+			}
+			if x.up && s.LastError != "" {
+				said += "; went down before that: " + s.LastError
+			}
+			x.text = said + problems
+			out = append(out, x)
+		}
+		if len(out) == before {
+			out = append(out, peering{node: node, text: said + problems})
+		}
+	}
+	return out
 }
 
 func explainNode(_ context.Context, c *cluster, _ *connection, name string) (explanation, error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 )
@@ -157,15 +156,29 @@ func differences(was, is statusReport) (out []string) {
 	for _, name := range sortedKeys(pools) {
 		say("IPAddressPool/%s is gone", name)
 	}
-	for _, p := range was.Problems {
-		if !slices.Contains(is.Problems, p) {
-			say("- %s", p)
-		}
+	over, begun := problemChanges(was.Problems, is.Problems)
+	for _, p := range over {
+		say("- %s", p)
 	}
-	for _, p := range is.Problems {
-		if !slices.Contains(was.Problems, p) {
-			say("+ %s", p)
-		}
+	for _, p := range begun {
+		say("+ %s", p)
 	}
 	return out
+}
+
+// problemChanges are the problems that are over, and those that are new.
+func problemChanges(was, is []problem) (over, begun []problem) {
+	without := func(all, these []problem) (out []problem) {
+		known := make(map[problem]bool, len(these))
+		for _, p := range these {
+			known[p] = true
+		}
+		for _, p := range all {
+			if !known[p] {
+				out = append(out, p)
+			}
+		}
+		return out
+	}
+	return without(was, is), without(is, was)
 }

@@ -240,6 +240,9 @@ var depends = []struct {
 	{"/usr/bin/promtool", "prometheus", true},
 }
 
+// browser is what tests of the page in kubectl-clarion run; the lab does without.
+var browser = []string{"/usr/bin/chromium", "chromium"}
+
 // services are those that a package of depends brings along and Debian starts. The lab runs the programs itself, in
 // its namespaces.
 var services = map[string]string{"frr": "frr", "bird2": "bird", "nginx": "nginx", "haproxy": "haproxy", "prometheus": "prometheus"}
@@ -272,10 +275,13 @@ func checkDeps(network bool) error {
 	return nil
 }
 
-// Deps installs the Debian packages that the lab needs and this machine lacks. Services that come with them are neither
+// Deps installs the Debian packages that the lab and the tests need and this machine lacks. Services that come with them are neither
 // started nor enabled. Without root it only names the packages, in its error.
 func Deps(ctx context.Context, w io.Writer) error {
 	m := missing(true)
+	if _, err := os.Stat(browser[0]); err != nil {
+		m = append(m, browser[1])
+	}
 	if len(m) == 0 {
 		return nil
 	}
