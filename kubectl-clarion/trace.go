@@ -332,7 +332,10 @@ func dialPod(config *rest.Config, pod *corev1.Pod, port string) (net.Conn, error
 	if err != nil {
 		return nil, err
 	}
-	headers := http.Header{corev1.StreamType: {corev1.StreamTypeError}, corev1.PortHeader: {port}, corev1.PortForwardRequestIDHeader: {"0"}}
+	headers := http.Header{} // whose names have one spelling only when they are set
+	headers.Set(corev1.PortHeader, port)
+	headers.Set(corev1.PortForwardRequestIDHeader, "0")
+	headers.Set(corev1.StreamType, corev1.StreamTypeError)
 	complaints, err := c.CreateStream(headers)
 	if err != nil {
 		c.Close()

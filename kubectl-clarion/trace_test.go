@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,8 +44,10 @@ func forwarder(t *testing.T, path string, websockets bool) *rest.Config {
 		}
 		defer conn.Close()
 		complain, data := <-streams, <-streams
-		if complain.Headers().Get(corev1.StreamType) != corev1.StreamTypeError {
-			complain, data = data, complain
+		for s, kind := range map[httpstream.Stream]string{complain: corev1.StreamTypeError, data: corev1.StreamTypeData} {
+			if got := s.Headers().Values(corev1.StreamType); !slices.Equal(got, []string{kind}) { // or kubelets wait for the other
+				t.Errorf("a stream for %s is of the types %q", kind, got)
+			}
 		}
 		c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", data.Headers().Get(corev1.PortHeader)))
 		if err != nil {
