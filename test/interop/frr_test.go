@@ -205,7 +205,8 @@ func TestSessionsWithFRR(t *testing.T) {
 				return r.routeText("203.0.113.1/32") != "" || r.routeText("2001:db8:ffff::/64") != ""
 			})
 			s := n.status(r.ns)
-			if s.Sent4+s.Sent6 != 1 || !s.Local.IsValid() || !s.PeerRouterID.IsValid() || s.LastError != "" && !strings.Contains(tt.name, "passive") {
+			starts := strings.Contains(s.LastError, "received NOTIFICATION 5/0") // a bgpd that has just started may say so to an OPEN
+			if s.Sent4+s.Sent6 != 1 || !s.Local.IsValid() || !s.PeerRouterID.IsValid() || s.LastError != "" && !starts && !strings.Contains(tt.name, "passive") {
 				t.Errorf("status %+v", s)
 			}
 		})
