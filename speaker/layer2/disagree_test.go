@@ -137,3 +137,47 @@ func TestDisagreement(t *testing.T) {
 		})
 	}
 }
+
+// A node that is to have an address has contested it with a member. That says nothing of another one that takes the address
+// because it has not heard who is to have it: it yields when it hears so, and has to hear it.
+func TestContestIsWithOneMember(t *testing.T) {
+	for _, addr := range bothFamilies {
+		for _, tt := range []struct {
+			what      string
+			contested time.Duration // by member 2; after 1.5 s it has the address
+			yields    bool
+		}{
+			{"for a while", 1400 * time.Millisecond, false},
+			{"until it yielded", 1700 * time.Millisecond, true},
+		} {
+			synctest.Test(t, func(t *testing.T) {
+				a := newAir()
+				s := a.station(t, 3, Config{Judge: func(Claim) Verdict { return Defend }})
+				s.set(Address{Addr: addr})
+				time.Sleep(time.Minute)
+				claim := func(n int) {
+					t.Helper()
+					frames, err := announcement(addr, mac(n))
+					if err != nil {
+						t.Fatal(err)
+					}
+					a.transmit(frames[0])
+					synctest.Wait()
+				}
+				for began := time.Now(); time.Since(began) < tt.contested; time.Sleep(100 * time.Millisecond) {
+					claim(2)
+				}
+				if got := s.address(addr.String()).State; (got == Standby) != tt.yields {
+					t.Fatalf("%s, contested %s: it is %s", addr, tt.what, got)
+				}
+				if !tt.yields {
+					time.Sleep(500 * time.Millisecond)
+				}
+				claim(1)
+				if got := s.address(addr.String()).State; got != Answering {
+					t.Errorf("%s, contested %s by one, and another takes it: it is %s", addr, tt.what, got)
+				}
+			})
+		}
+	}
+}

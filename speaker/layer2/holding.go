@@ -33,7 +33,8 @@ type holding struct {
 	sought   *claimant // itself, if it is sought elsewhere
 	left     bool      // was out of the set since the last sync, even if it is in it again
 	defended time.Time
-	contest  struct{ since, last time.Time } // when members that rank behind this node claimed it while it answered
+	contests map[MAC]*contest // members that rank behind this node and claimed it while it answered
+	yielded  MAC              // to which of them it was yielded last
 
 	quiet   atomic.Bool                 // not answered, but for covers
 	covers  atomic.Pointer[map[int]MAC] // in StandingIn: the hardware address that is told to clients, by interface index
@@ -45,6 +46,9 @@ type holding struct {
 
 	requests, replies, announcements, claims, failures atomic.Uint64
 }
+
+// contest is when a member claimed an address, again and again.
+type contest struct{ since, last time.Time }
 
 // stamp is when a station was heard.
 type stamp struct {
@@ -100,7 +104,7 @@ func (h *holding) selects(l Link) bool {
 
 func (r *Responder) hold(want Address) *holding {
 	h := &holding{addr: want.Addr, want: want, slots: map[int]*slot{},
-		holders: map[int]*claimant{}, lost: map[nodeKey]*claimant{}, foreign: map[MAC]*claimant{}}
+		holders: map[int]*claimant{}, lost: map[nodeKey]*claimant{}, foreign: map[MAC]*claimant{}, contests: map[MAC]*contest{}}
 	h.quiet.Store(true)
 	h.question = newTask(func(now time.Time) time.Time { return r.ask(h, now) })
 	return h
@@ -423,8 +427,12 @@ func (r *Responder) meet(h *holding, c heard, verdict Verdict, now time.Time) {
 	if (verdict == Defend || verdict == Leave && h.state == Answering) && !h.ceding.Load() {
 		e = worse
 	}
-	if e == worse && h.state == Answering && r.defend(h, c, now) {
-		e = lower
+	switch {
+	case e != worse:
+	case h.state == Answering && r.defend(h, c, now):
+		e, h.yielded = lower, c.claim.MAC
+	case h.state == Standby && h.want.Rank == 0 && h.yielded.station() && h.yielded != c.claim.MAC && !c.behalf.station():
+		e = chosen // the one that did not yield has it no more, and this one may
 	}
 	if h.state == StandingIn && r.together(h, c, e, now) {
 		return
@@ -470,12 +478,15 @@ func (r *Responder) intrude(h *holding, c heard, now time.Time) {
 // about their ranks the one with the lower hardware address keeps it: defend reports whether that is the other one.
 func (r *Responder) defend(h *holding, c heard, now time.Time) (yield bool) {
 	const damping = 10 * time.Millisecond
-	s, t := h.slots[c.index], &h.contest
+	s := h.slots[c.index]
 	if s == nil {
 		return false
 	}
-	if now.Sub(t.last) > contestForgets {
-		t.since = now
+	maps.DeleteFunc(h.contests, func(_ MAC, t *contest) bool { return now.Sub(t.last) > contestForgets })
+	t := h.contests[c.claim.MAC]
+	if t == nil {
+		t = &contest{since: now}
+		h.contests[c.claim.MAC] = t
 	}
 	t.last = now
 	lasted := now.Sub(t.since)
