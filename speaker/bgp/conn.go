@@ -146,6 +146,21 @@ func (c *conn) reason(err error) error {
 	}
 }
 
+// said is reason where nobody reads: what the peer said before it closed the connection.
+func (c *conn) said(err error) error {
+	for {
+		_, _, last := c.receive(lingering)
+		var n *Notification
+		switch {
+		case last == nil:
+		case errors.As(last, &n) && !n.Sent:
+			return last
+		default:
+			return err
+		}
+	}
+}
+
 // hasten gives writes, also one that hangs, no more than hurry.
 func (c *conn) hasten() {
 	c.mu.Lock()

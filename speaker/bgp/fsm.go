@@ -275,7 +275,7 @@ func openSent(m *machine) (state, error) {
 		return idle, fmt.Errorf("make OPEN: %w", err)
 	}
 	if err := m.tell(m.sent); err != nil {
-		return idle, err
+		return idle, m.conn.said(err)
 	}
 	msg, typ, err := m.conn.receive(openWait)
 	switch {
@@ -303,7 +303,7 @@ func openConfirm(m *machine) (state, error) {
 	defer m.cutShort()()
 	defer m.during(OpenConfirm)()
 	if err := m.tell(keepalive); err != nil {
-		return idle, err
+		return idle, m.conn.said(err)
 	}
 	silence := openWait
 	if m.agreed.hold > 0 {

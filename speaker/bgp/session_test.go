@@ -31,6 +31,7 @@ type network struct {
 	mu       sync.Mutex
 	dials    map[netip.Addr]chan net.Conn // by the peer's address; nobody answers at others
 	fails    func() error                 // why the next connection fails; nil: none does
+	writes   int                          // after so many a connection that the speaker opens takes nothing; 0: any number
 	passive  map[netip.Addr]func(net.Conn)
 	addrs    []address
 	defaults []netip.Addr
@@ -48,6 +49,19 @@ func (p pipe) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.remote, 179))
 }
 
+// deaf is a connection whose other end is closed to writes after some.
+type deaf struct {
+	net.Conn
+	writes int
+}
+
+func (d *deaf) Write(b []byte) (int, error) {
+	if d.writes--; d.writes < 0 {
+		return 0, syscall.EPIPE
+	}
+	return d.Conn.Write(b)
+}
+
 var nodeAddr = netip.MustParseAddr("192.0.2.1")
 
 func connection(remote netip.Addr) (ours, theirs net.Conn) {
@@ -61,7 +75,7 @@ func connection(remote netip.Addr) (ours, theirs net.Conn) {
 
 func (n *network) dial(ctx context.Context, _ Peer, remote netip.Addr) (net.Conn, error) {
 	n.mu.Lock()
-	to, fails := n.dials[remote], n.fails
+	to, fails, writes := n.dials[remote], n.fails, n.writes
 	n.mu.Unlock()
 	if fails != nil {
 		return nil, fails()
@@ -69,6 +83,9 @@ func (n *network) dial(ctx context.Context, _ Peer, remote netip.Addr) (net.Conn
 	ours, theirs := connection(remote)
 	select {
 	case to <- theirs:
+		if writes > 0 {
+			ours = &deaf{ours, writes}
+		}
 		return ours, nil
 	case <-time.After(dialTime):
 		return nil, os.ErrDeadlineExceeded
@@ -1455,5 +1472,23 @@ func TestPeersThatCannotWork(t *testing.T) {
 		if took := time.Since(before); took > time.Second {
 			t.Errorf("tried after %s", took)
 		}
+	})
+}
+
+// TestRefusedWhileWeWrite: a peer that refuses the session and closes the connection before the speaker has written is quoted.
+func TestRefusedWhileWeWrite(t *testing.T) {
+	simulate(t, Config{}, func(w *world) {
+		r := w.router("192.0.2.2")
+		w.locked(func() { w.writes = 1 })
+		w.Set([]Session{{Peer: r.peer()}})
+		c := r.accept()
+		if _, typ, err := c.next(); err != nil || typ != bgp.BGP_MSG_OPEN {
+			t.Fatalf("instead of an OPEN: type %d, %v", typ, err)
+		}
+		ours := routerOpen()
+		c.write(must(ours.bytes()))
+		c.write(notify(2, 2).Bytes())
+		c.Close()
+		eventually(t, "the reason is the peer's", func() bool { return strings.Contains(w.only().LastError, "received NOTIFICATION 2/2") })
 	})
 }
