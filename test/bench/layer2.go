@@ -85,6 +85,7 @@ var layer2Stages = []stage{
 		{"thousand", thousand},
 	}},
 	{setup{name: "bench10", nodes: 10, routers: 1, config: layer2Config, ready: makeAway}, []row{
+		{"idle10", idle},
 		{"cut10", cut("max 600 ms", 0, 600)},
 	}},
 	{setup{name: "bench30", nodes: 30, routers: 1, config: layer2Config, ready: makeAway}, []row{
@@ -736,7 +737,7 @@ func idle(ctx context.Context, b *bench) error {
 			return err
 		}
 		pause(ctx, 15*time.Second) // the announcements of the first moments, and the status of the Services
-		f := b.figure(figure{name: fmt.Sprintf("idle, %d addresses: a speaker", n), want: "max 1.5 % of a core", unit: "%", max: 1.5})
+		f := b.figure(figure{name: fmt.Sprintf("idle, %d nodes, %d addresses: a speaker", len(b.Nodes()), n), want: "max 1.5 % of a core", unit: "%", max: 1.5})
 		err := b.each(ctx, min(3, b.trials), func(int) error {
 			const span = 10 * time.Second
 			before := map[string]time.Duration{}
