@@ -131,8 +131,8 @@ func (l *Lab) connectable(ctx context.Context, host, address string) error {
 	return c.Close()
 }
 
-// get wants a 200 for a URL in a host's namespace.
-func (l *Lab) get(ctx context.Context, host, url string) error {
+// Get asks a URL from a host, and gives the body of an answer with status 200.
+func (l *Lab) Get(ctx context.Context, host, url string) ([]byte, error) {
 	c := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -141,18 +141,18 @@ func (l *Lab) get(ctx context.Context, host, url string) error {
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	res, err := c.Do(req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
-		return fmt.Errorf("%s: %s: %s", url, res.Status, b)
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %.1000s", url, res.Status, body)
 	}
-	return nil
+	return body, err
 }
 
 func (l *Lab) apiReady(ctx context.Context) error {
@@ -219,7 +219,8 @@ func (l *Lab) startNode(ctx context.Context, name string, n int) error {
 // proxyReady waits until a node's kube-proxy has written its rules for the first time.
 func (l *Lab) proxyReady(ctx context.Context, node string) error {
 	return l.Process(node, "kube-proxy").waitReady(ctx, time.Minute, func() error {
-		return l.get(ctx, node, "http://127.0.0.1:10256/healthz")
+		_, err := l.Get(ctx, node, "http://127.0.0.1:10256/healthz")
+		return err
 	})
 }
 
