@@ -35,6 +35,8 @@ const (
 	datagramWait  = 300 * time.Millisecond
 	traceTimeout  = 10 * time.Second
 	traceServices = 4 // that share the address
+
+	newFor = 5 * time.Second // after which the Service proxy's rules have to be there, for what the node can serve of late
 )
 
 // tracer checks addresses of Services for whoever may connect to the node's loopback, as by kubectl port-forward: it
@@ -115,6 +117,9 @@ func (t *tracer) report(ctx context.Context, addr netip.Addr) (*trace.Report, er
 	out := &trace.Report{Node: t.node}
 	if n := r.snapshot.View().Nodes[t.node]; n != nil {
 		out.Gate = n.Gate
+	}
+	if f := r.fit[addr]; f != nil {
+		out.New = time.Since(f.since) < newFor
 	}
 	r.snapshot.Unlock()
 	if len(claims) == 0 {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -108,6 +109,13 @@ func TestTraceAnswers(t *testing.T) {
 	}
 	if r.Node != "a" || r.Proxy == nil || !*r.Proxy || len(r.Checks) != 1 || r.Checks[0].Outcome != "Failed" {
 		t.Errorf("%+v", r)
+	}
+	addr := netip.MustParseAddr("192.0.2.1")
+	for since, want := range map[time.Duration]bool{0: true, newFor: false} {
+		tr.reconciler.fit[addr] = &fitness{since: time.Now().Add(-since)}
+		if r, err := tr.report(t.Context(), addr); err != nil || r.New != want {
+			t.Errorf("servable for %v: new: %v, %v", since, r.New, err)
+		}
 	}
 	for query, want := range map[string]int{"address=203.0.113.7": 404, "address=web": 400, "": 400, "address=fe80::1%25eth0": 400} {
 		if w := ask(query); w.Code != want {

@@ -17,6 +17,9 @@ type Report struct {
 	Proxy *bool `json:"proxy,omitempty"`
 	// Guarded says that what the proxy does not rewrite of packets for the address is unreachable.
 	Guarded bool `json:"guarded"`
+	// New says that the node has been able to serve the address for some seconds only: the Service proxy may be about to
+	// write its rules.
+	New bool `json:"new,omitempty"`
 	// Checks are the connections.
 	Checks []Check `json:"checks,omitempty"`
 	// Left is how many were not tried because they are more than a speaker tries.

@@ -243,6 +243,9 @@ func (q *Question) announcement() (out []Hop) {
 			if slices.Contains([]string{v1beta1.ReasonPending, v1beta1.ReasonViewsDiffer}, d.Reason) {
 				reason = d.Reason
 			}
+			if len(d.Conflicts) > 0 { // which is why
+				reason = v1beta1.ReasonAddressConflict
+			}
 			lan.add(Fault, reason, "nobody answers: %s", d.Unanswered)
 		}
 	}
@@ -331,6 +334,8 @@ func (q *Question) node(name string) Hop {
 		switch {
 		case !q.admits(c.Service, c.From):
 			h.add(Fine, "", "%s: %s; it says nothing, as the node's own address %s is in none of loadBalancerSourceRanges", to, said, c.From)
+		case r.New && (c.AsItIs || c.fails()):
+			h.add(Warning, v1beta1.ReasonPending, "%s: %s; the node can serve it for some seconds only, and the Service proxy may be about to write its rules", to, said)
 		case c.AsItIs:
 			h.add(Fault, ReasonProxyHasNoRules, "%s: the Service proxy has no rule for it, and the packet left the node as it was (%s)", to, said)
 		case !c.fails() && c.RewrittenTo.IsValid():

@@ -87,6 +87,10 @@ func TestFirstFault(t *testing.T) {
 			q.Detail.Conflicts = []explain.Conflict{{Node: "node1", AddressConflict: v1beta1.AddressConflict{HardwareAddress: "02:00:00:00:00:01", Interface: "eth0"}}}
 			q.checks()[0].AsItIs = true // later on the way
 		}, Fault, v1beta1.ReasonAddressConflict, "02:00:00:00:00:01 claims"},
+		{"silent because of a foreign host", func(q *Question) {
+			q.Detail.Answers, q.Detail.Announced, q.Detail.Unanswered, q.Detail.Reason = nil, false, "a foreign host had it before: 02:00:00:00:00:01", v1beta1.ReasonAddressConflict
+			q.Detail.Conflicts = []explain.Conflict{{Node: "node1", AddressConflict: v1beta1.AddressConflict{HardwareAddress: "02:00:00:00:00:01", Interface: "eth0"}}}
+		}, Fault, v1beta1.ReasonAddressConflict, "nobody answers: a foreign host had it before"},
 		{"no session", func(q *Question) {
 			q.bgp("Active (refused)")
 			q.Detail.Announced, q.Detail.Reason = false, v1beta1.ReasonSessionDown
@@ -106,6 +110,11 @@ func TestFirstFault(t *testing.T) {
 		{"no rules, answered elsewhere", func(q *Question) { q.checks()[0].AsItIs = true }, Fault, ReasonProxyHasNoRules, "no rule for it"},
 		{"no rules for UDP", func(q *Question) { q.checks()[1].AsItIs = true }, Fault, ReasonProxyHasNoRules, "192.0.2.200:7/UDP"},
 		{"no rules for another port", func(q *Question) { q.checks()[1].AsItIs = true; q.Port = 80 }, Fine, "", ""},
+		{"no rules yet", func(q *Question) {
+			r := q.Reports["node1"]
+			r.New, r.Checks[0].AsItIs = true, true
+			q.Reports["node1"] = r
+		}, Warning, v1beta1.ReasonPending, "about to write its rules"},
 		{"dropped", func(q *Question) { q.checks()[0].Outcome = Silent }, Fault, ReasonProxyDrops, "though the endpoints answer"},
 		{"dropped by its own source ranges", func(q *Question) {
 			q.checks()[0].Outcome = Silent
