@@ -29,6 +29,7 @@ import (
 	"github.com/clarionlb/clarion/internal/explain"
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/internal/text"
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // How long changes are collected before it is decided what they touch; and for how long the figures of a BGPPeer rest for
@@ -49,7 +50,7 @@ type conditions struct {
 	events   events.EventRecorder
 	log      *slog.Logger
 	snapshot *snapshot.Snapshot
-	wake     chan struct{}
+	wake     wake.Signal
 	found    func(addr netip.Addr, of key) // called with each address that is found to be announced, and its Service
 	synced   []toolscache.InformerSynced
 
@@ -74,7 +75,7 @@ type problem struct {
 // newConditions is a writer that knows nothing yet.
 func newConditions(c client.Client, holds func() bool, n *counters, events events.EventRecorder, snap *snapshot.Snapshot, log *slog.Logger) *conditions {
 	return &conditions{
-		client: c, holds: holds, counters: n, events: events, log: log, snapshot: snap, wake: make(chan struct{}, 1), found: func(netip.Addr, key) {},
+		client: c, holds: holds, counters: n, events: events, log: log, snapshot: snap, wake: wake.New(), found: func(netip.Addr, key) {},
 		speakers: map[string]*v1beta1.Speaker{}, book: explain.New(), queued: map[objectKey]time.Duration{}, warned: map[objectKey]bool{},
 	}
 }
@@ -86,19 +87,12 @@ func setupConditions(mgr manager.Manager, o snapshot.Options, holds func() bool,
 }
 
 func (c *conditions) watch(ctx context.Context, from cache.Cache) (err error) {
-	if c.synced, err = c.snapshot.Watch(ctx, from, c.log, c.poke); err != nil {
+	if c.synced, err = c.snapshot.Watch(ctx, from, c.log, c.wake.Set); err != nil {
 		return err
 	}
 	speakers, err := snapshot.On(ctx, from, c.speaker)
 	c.synced = append(c.synced, speakers)
 	return err
-}
-
-func (c *conditions) poke() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
 }
 
 // speaker takes in what a speaker says of itself.
@@ -125,7 +119,7 @@ func (c *conditions) speaker(name string, sp *v1beta1.Speaker, gone bool) {
 		c.look(objectKey{kind: kind, name: name}, 0)
 	}
 	c.snapshot.Unlock()
-	c.poke()
+	c.wake.Set()
 }
 
 // rest is after which delay the figures of a BGPPeer are written.
@@ -175,7 +169,7 @@ func (c *conditions) Start(ctx context.Context) error {
 	c.snapshot.Lock()
 	c.snapshot.MarkAll()
 	c.snapshot.Unlock()
-	c.poke()
+	c.wake.Set()
 	var due, again <-chan time.Time
 	for {
 		select {
@@ -187,7 +181,7 @@ func (c *conditions) Start(ctx context.Context) error {
 			}
 		case <-again:
 			again = nil
-			c.poke()
+			c.wake.Set()
 		case <-due:
 			due = nil
 			touched, next, err := c.decide(ctx, time.Now())

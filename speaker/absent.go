@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/wake"
 	"github.com/clarionlb/clarion/speaker/layer2"
 )
 
@@ -26,7 +27,7 @@ type absent struct {
 	met func(node string, macs []layer2.MAC) // called with the hardware addresses of a speaker that the API server knows
 	log *slog.Logger
 
-	wake chan struct{}
+	wake wake.Signal
 
 	mu    sync.Mutex
 	alive map[string]bool // the nodes whose speakers are alive, be there a Node object or not
@@ -68,7 +69,7 @@ func newAbsent(me string, c client.Reader, met func(string, []layer2.MAC), log *
 		o := &v1beta1.Speaker{}
 		return o, c.Get(ctx, client.ObjectKey{Name: node}, o)
 	}
-	return &absent{me: me, get: get, met: met, log: log, wake: make(chan struct{}, 1), nodes: map[string]*presence{}}
+	return &absent{me: me, get: get, met: met, log: log, wake: wake.New(), nodes: map[string]*presence{}}
 }
 
 // setNode takes in that there is a node, or no more.
@@ -83,7 +84,7 @@ func (a *absent) setNode(name string, gone bool) {
 			p.alive, p.has, p.ask = true, true, time.Time{}
 		}
 		a.nodes[name] = p
-		a.poke()
+		a.wake.Set()
 	}
 }
 
@@ -113,14 +114,7 @@ func (a *absent) unknown() {
 			p.ask = now
 		}
 	}
-	a.poke()
-}
-
-func (a *absent) poke() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
+	a.wake.Set()
 }
 
 // missing are the speakers that are missing and that this one is to name, sorted, and how many there are beside them; none

@@ -19,6 +19,7 @@ import (
 	"github.com/clarionlb/clarion/internal/announce"
 	"github.com/clarionlb/clarion/internal/interfaces"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/wake"
 	"github.com/clarionlb/clarion/speaker/layer2"
 	"github.com/clarionlb/clarion/speaker/members"
 )
@@ -39,7 +40,7 @@ type membershipConfig struct {
 // what they told it.
 type membership struct {
 	membershipConfig
-	restart  chan struct{}                          // there is a cluster to run, in place of the one before
+	restart  wake.Signal                            // there is a cluster to run, in place of the one before
 	hardware atomic.Pointer[map[layer2.MAC]station] // what is known to be a node's
 	restarts atomic.Pointer[map[string]time.Time]   // nodes whose speakers say that they restart, and when they left the group, zero if they have not
 
@@ -78,7 +79,7 @@ const proxyGate = "the node's Service proxy is unhealthy"
 
 func newMembership(config membershipConfig) *membership {
 	m := &membership{
-		membershipConfig: config, restart: make(chan struct{}, 1), nodes: map[string][]netip.Addr{}, met: map[string]netip.Addr{},
+		membershipConfig: config, restart: wake.New(), nodes: map[string][]netip.Addr{}, met: map[string]netip.Addr{},
 		gossiped: map[string][]layer2.MAC{}, written: map[string][]layer2.MAC{},
 	}
 	m.members.OnChange = func() { m.take(m.view()) }
@@ -173,14 +174,7 @@ func (m *membership) start() {
 	m.cluster.SetMeta(m.meta)
 	m.cluster.SetSources(m.sources())
 	m.cluster.SetPeers(m.peers())
-	m.wake()
-}
-
-func (m *membership) wake() {
-	select {
-	case m.restart <- struct{}{}:
-	default:
-	}
+	m.restart.Set()
 }
 
 // setStations takes in which hardware addresses the speaker of a node has written that it has.
@@ -495,7 +489,7 @@ func (m *membership) runOne(ctx context.Context) error {
 	case err := <-done:
 		return err
 	case <-m.restart:
-		m.wake() // run takes it from here
+		m.restart.Set() // run takes it from here
 		cancel()
 		return <-done
 	}

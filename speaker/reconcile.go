@@ -17,6 +17,7 @@ import (
 	"github.com/clarionlb/clarion/internal/config"
 	"github.com/clarionlb/clarion/internal/digest"
 	"github.com/clarionlb/clarion/internal/snapshot"
+	"github.com/clarionlb/clarion/internal/wake"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
 	"github.com/clarionlb/clarion/speaker/holddown"
@@ -27,7 +28,7 @@ import (
 // it decides anew what they concern, and tells layer 2, BGP and the guard what has changed.
 type reconciler struct {
 	reconcilerConfig
-	wake chan struct{}
+	wake wake.Signal
 
 	// The snapshot's lock guards the following.
 	joined   bool     // the other speakers are known: layer 2 may announce
@@ -89,7 +90,7 @@ type reconcilerConfig struct {
 
 func newReconciler(c reconcilerConfig) *reconciler {
 	return &reconciler{
-		reconcilerConfig: c, wake: make(chan struct{}, 1), secrets: map[string]map[string][]byte{}, roles: map[netip.Addr]role{},
+		reconcilerConfig: c, wake: wake.New(), secrets: map[string]map[string][]byte{}, roles: map[netip.Addr]role{},
 		leavers: map[netip.Addr]bool{}, known: map[netip.Addr]bool{}, exports: map[netip.Addr][]announce.Export{},
 		digests: map[string]digest.Sum{}, heldDown: map[netip.Addr]bool{}, weights: map[netip.Addr]weight{}, later: map[netip.Addr]time.Time{}, keys: map[string]key{}, fit: map[netip.Addr]*fitness{}, asked: map[uint16]asked{}, leaves: map[netip.Addr]bool{}, unproven: map[netip.Addr]uint16{}, tables: newTables(),
 	}
@@ -98,10 +99,7 @@ func newReconciler(c reconcilerConfig) *reconciler {
 // poke makes the loop look at the snapshot.
 func (r *reconciler) poke() {
 	r.woken.CompareAndSwap(0, time.Now().UnixNano())
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	r.wake.Set()
 }
 
 // sent is called when an UPDATE has been sent to a peer. It says how long after the event that caused it that was, if it

@@ -31,6 +31,7 @@ import (
 	"github.com/clarionlb/clarion/internal/snapshot"
 	"github.com/clarionlb/clarion/internal/text"
 	"github.com/clarionlb/clarion/internal/version"
+	"github.com/clarionlb/clarion/internal/wake"
 	"github.com/clarionlb/clarion/speaker/bgp"
 	"github.com/clarionlb/clarion/speaker/guard"
 	"github.com/clarionlb/clarion/speaker/layer2"
@@ -50,7 +51,7 @@ const (
 type status struct {
 	statusConfig
 	version string
-	wake    chan struct{}
+	wake    wake.Signal
 
 	deleted  atomic.Bool                  // somebody has deleted the object
 	written  *v1beta1.Speaker             // as last written or read
@@ -77,16 +78,11 @@ type statusConfig struct {
 }
 
 func newStatus(c statusConfig) *status {
-	return &status{statusConfig: c, version: version.String(), wake: make(chan struct{}, 1)}
+	return &status{statusConfig: c, version: version.String(), wake: wake.New()}
 }
 
 // poke says that something may have changed.
-func (s *status) poke() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
+func (s *status) poke() { s.wake.Set() }
 
 // lost says that the object has been deleted, with its Node or by somebody: it is made again.
 func (s *status) lost() {

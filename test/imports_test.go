@@ -42,6 +42,7 @@ func TestImports(t *testing.T) {
 		{"internal/trace", impure},
 		{"internal/digest", append(impure, kubernetes...)},
 		{"internal/text", append(impure, kubernetes...)},
+		{"internal/wake", append(impure, kubernetes...)},
 		{"test/chaos/walk", append(impure, kubernetes...)},
 		{"controller", []string{"github.com/osrg/", "github.com/mdlayher/", "github.com/hashicorp/memberlist"}},
 	} {

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // Config are the settings of a Runner.
@@ -24,7 +26,7 @@ type Runner struct {
 	log      *slog.Logger
 	open     func(endpoint, *inbox) (socket, error)
 	openEcho func(*inbox) (echoSocket, error)
-	changed  chan struct{} // what clients want has changed
+	changed  wake.Signal // what clients want has changed
 	inbox    *inbox
 
 	mu          sync.Mutex
@@ -90,7 +92,7 @@ type session struct {
 // New is a Runner without sessions. It does nothing before Run.
 func New(c Config) *Runner {
 	return &Runner{
-		log: c.Log, open: listen, openEcho: listenEcho, changed: make(chan struct{}, 1), inbox: newInbox(),
+		log: c.Log, open: listen, openEcho: listenEcho, changed: wake.New(), inbox: newInbox(),
 		sessions: map[Peer]*session{}, byMine: map[uint32]*session{},
 		sockets: map[endpoint]socket{}, problems: map[endpoint]string{},
 	}
@@ -117,10 +119,7 @@ func (c *Client) Set(want []Session) {
 	c.runner.mu.Lock()
 	c.want = m
 	c.runner.mu.Unlock()
-	select {
-	case c.runner.changed <- struct{}{}:
-	default:
-	}
+	c.runner.changed.Set()
 }
 
 // Status is the status of the client's sessions, in order of their addresses.
@@ -474,7 +473,7 @@ func (t *timers) Pop() any {
 
 // inbox holds packets between sockets and the Runner.
 type inbox struct {
-	filled chan struct{}
+	filled wake.Signal
 	mu     sync.Mutex
 	queue  []received
 }
@@ -482,7 +481,7 @@ type inbox struct {
 // inboxSize bounds the queue; more packets than that are dropped, as a full socket buffer would.
 const inboxSize = 8192
 
-func newInbox() *inbox { return &inbox{filled: make(chan struct{}, 1)} }
+func newInbox() *inbox { return &inbox{filled: wake.New()} }
 
 // fill adds what next returns, until it returns false. The lock is held throughout, so that a packet is always either
 // with the kernel or in the queue.
@@ -499,10 +498,7 @@ func (i *inbox) fill(next func() (received, bool)) {
 		}
 	}
 	if len(i.queue) > 0 {
-		select {
-		case i.filled <- struct{}{}:
-		default:
-		}
+		i.filled.Set()
 	}
 }
 

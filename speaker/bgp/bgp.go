@@ -24,6 +24,7 @@ import (
 	"github.com/osrg/gobgp/v4/pkg/packet/bgp"
 
 	"github.com/clarionlb/clarion/internal/route"
+	"github.com/clarionlb/clarion/internal/wake"
 	"github.com/clarionlb/clarion/speaker/bfd"
 )
 
@@ -183,7 +184,7 @@ type Speaker struct {
 	config  Config
 	kernel  kernel
 	bfd     *bfd.Client
-	changed chan struct{} // Set has been called, or the node's routes or addresses have changed
+	changed wake.Signal // Set has been called, or the node's routes or addresses have changed
 
 	mu       sync.Mutex
 	want     []Session // nil before Set
@@ -217,7 +218,7 @@ func New(c Config) *Speaker {
 
 func newSpeaker(c Config, k kernel) *Speaker {
 	s := &Speaker{
-		config: c, kernel: k, changed: make(chan struct{}, 1), gateways: map[Gateway]gateways{},
+		config: c, kernel: k, changed: wake.New(), gateways: map[Gateway]gateways{},
 		sessions: map[place]*session{}, bfdWant: map[place]bfd.Session{},
 	}
 	if c.BFD != nil {
@@ -233,7 +234,7 @@ func (s *Speaker) Set(want []Session) {
 	s.mu.Lock()
 	s.want = append([]Session{}, want...)
 	s.mu.Unlock()
-	poke(s.changed)
+	s.changed.Set()
 }
 
 // Run holds the sessions until ctx ends, and then ends them: those with graceful restart silently, the others by
@@ -275,7 +276,7 @@ func (s *Speaker) look(addrs []address, err error) {
 	for g := range s.gateways {
 		s.findGateways(g)
 	}
-	poke(s.changed)
+	s.changed.Set()
 }
 
 // findGateways looks up the gateways of a default route. Those of one that is gone for a moment stay. s.mu is held.
@@ -456,11 +457,4 @@ func (i Identity) sameRouter(o Identity) bool {
 		return i.Address == o.Address && i.Address.IsValid()
 	}
 	return cmp.Or(i.Interface, i.Address.Zone()) == cmp.Or(o.Interface, o.Address.Zone())
-}
-
-func poke(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }

@@ -471,7 +471,7 @@ func (m *machine) read() error {
 				return err
 			}
 			if in.known == nil && !m.conn.tooMany.Swap(true) {
-				poke(m.news)
+				m.news.Set()
 			}
 		case bgp.BGP_MSG_ROUTE_REFRESH: // RFC 2918
 			if len(msg) != headerLen+4 { // outbound route filters (RFC 5291) were not offered
@@ -507,7 +507,7 @@ func (m *machine) refresh(family int, last *[2]time.Time) {
 	c := m.conn
 	time.AfterFunc(at.Sub(now), func() {
 		c.refresh[family].Store(true)
-		poke(m.news)
+		m.news.Set()
 	})
 }
 

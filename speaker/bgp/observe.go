@@ -23,7 +23,7 @@ func (s *Speaker) Observe(o Observer) (stop func()) {
 		defer s.mu.Unlock()
 		s.watchers = f(slices.Clone(s.watchers))
 		for _, ses := range s.sessions {
-			poke(ses.news)
+			ses.news.Set()
 		}
 	}
 	change(func(all []*watcher) []*watcher { return append(all, w) })

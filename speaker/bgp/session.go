@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/clarionlb/clarion/internal/route"
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // ending says why a session is to end, and so how.
@@ -32,7 +33,7 @@ type session struct {
 	log         *slog.Logger
 	after       []<-chan struct{} // closed when sessions are over that were with the same router, or of the same place
 	done        chan struct{}     // closed when this one is over
-	news        chan struct{}     // what take has set is another, or the peer wants routes again
+	news        wake.Signal       // what take has set is another, or the peer wants routes again
 	bfdDown     chan string       // BFD went down, and why
 	ctx         context.Context   // ends when the session is to end
 	cancel      context.CancelFunc
@@ -59,7 +60,7 @@ func newSession(s *Speaker, at place, p Peer, old *session) *session {
 	}
 	next := &session{
 		speaker: s, at: at, identity: p.Identity, log: log,
-		done: make(chan struct{}), news: make(chan struct{}, 1), bfdDown: make(chan string, 1),
+		done: make(chan struct{}), news: wake.New(), bfdDown: make(chan string, 1),
 		ctx: ctx, cancel: cancel, in: &counters{}, out: &counters{},
 		status: SessionStatus{Peer: at.peer, Address: p.Address, Since: time.Now()},
 	}
@@ -76,7 +77,7 @@ func (s *session) take(w Session, addrs []address) {
 	s.mu.Lock()
 	s.want, s.routes, s.addrs = w.Peer, w.Routes, addrs
 	s.mu.Unlock()
-	poke(s.news)
+	s.news.Set()
 }
 
 func (s *session) wanted() Peer {

@@ -11,6 +11,8 @@ import (
 
 	"github.com/mdlayher/ndp"
 	"golang.org/x/net/ipv6"
+
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 const (
@@ -28,15 +30,15 @@ var (
 // routers finds the router behind an interface by its router advertisements (RFC 4861), and makes this node known by
 // its own. They offer nothing: their router lifetime is 0, so that no host takes the node for a default gateway.
 type routers struct {
-	name  string        // of the interface
-	asked chan struct{} // the router heard last does not answer; there may be another
+	name  string      // of the interface
+	asked wake.Signal // the router heard last does not answer; there may be another
 
 	mu   sync.Mutex
 	addr netip.Addr // heard last, with its zone
 	err  error      // why none can be heard
 }
 
-func newRouters(name string) *routers { return &routers{name: name, asked: make(chan struct{}, 1)} }
+func newRouters(name string) *routers { return &routers{name: name, asked: wake.New()} }
 
 // latest is the link-local address of the router that was heard last.
 func (r *routers) latest() (netip.Addr, error) {
@@ -52,7 +54,7 @@ func (r *routers) latest() (netip.Addr, error) {
 }
 
 // ask makes the routers on the link say where they are.
-func (r *routers) ask() { poke(r.asked) }
+func (r *routers) ask() { r.asked.Set() }
 
 func (r *routers) set(addr netip.Addr, err error) {
 	r.mu.Lock()
@@ -95,7 +97,7 @@ func (r *routers) serve(ctx context.Context) error {
 	}
 	r.set(netip.Addr{}, nil)
 
-	solicited := make(chan struct{}, 1)
+	solicited := wake.New()
 	ended := make(chan error, 1)
 	go func() { ended <- r.listen(conn, solicited) }()
 	err = r.advertise(ctx, conn, ifi.HardwareAddr, solicited, ended)
@@ -104,7 +106,7 @@ func (r *routers) serve(ctx context.Context) error {
 }
 
 // listen takes in messages until the connection fails.
-func (r *routers) listen(conn *ndp.Conn, solicited chan<- struct{}) error {
+func (r *routers) listen(conn *ndp.Conn, solicited wake.Signal) error {
 	for {
 		msg, cm, from, err := conn.ReadFrom()
 		var ne net.Error
@@ -120,7 +122,7 @@ func (r *routers) listen(conn *ndp.Conn, solicited chan<- struct{}) error {
 				r.set(from.WithZone(r.name), nil)
 			}
 		case *ndp.RouterSolicitation:
-			poke(solicited)
+			solicited.Set()
 		}
 	}
 }

@@ -34,6 +34,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // How the guard's rules and routes are told from those of others.
@@ -86,7 +88,7 @@ type Status struct {
 type Guard struct {
 	log      *slog.Logger
 	onChange func()
-	changed  chan struct{} // want changed
+	changed  wake.Signal // want changed
 
 	mu     sync.Mutex
 	want   *Want // in order, each once; nil until the first Set
@@ -101,7 +103,7 @@ func New(c Config) *Guard {
 	if c.OnChange == nil {
 		c.OnChange = func() {}
 	}
-	return &Guard{log: c.Log, onChange: c.OnChange, changed: make(chan struct{}, 1)}
+	return &Guard{log: c.Log, onChange: c.OnChange, changed: wake.New()}
 }
 
 // Set says what to guard: all of it, replacing what was said before. Before the first Set, what an earlier process left
@@ -126,7 +128,7 @@ func (g *Guard) Set(w Want) {
 	g.want = &next
 	g.mu.Unlock()
 	if !same {
-		poke(g.changed)
+		g.changed.Set()
 	}
 }
 
@@ -146,7 +148,7 @@ func (g *Guard) Run(ctx context.Context) error {
 		return fmt.Errorf("guard: %w", err)
 	}
 	defer k.close()
-	touched, broken := make(chan struct{}, 1), make(chan error, 1)
+	touched, broken := wake.New(), make(chan error, 1)
 	var watcher sync.WaitGroup
 	watcher.Go(func() { broken <- k.watch(touched) })
 	defer watcher.Wait()
@@ -154,7 +156,7 @@ func (g *Guard) Run(ctx context.Context) error {
 
 	g.mu.Lock()
 	if g.want != nil { // an earlier Run may have known already
-		poke(g.changed)
+		g.changed.Set()
 	}
 	g.mu.Unlock()
 	var due, rested <-chan time.Time // when to look again, and from when on a change may be looked at
@@ -283,11 +285,4 @@ func text(err error) string {
 		return ""
 	}
 	return err.Error()
-}
-
-func poke(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }

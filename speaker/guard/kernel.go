@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 type family struct {
@@ -47,12 +49,12 @@ func (k *kernel) close() { k.handle.Close() }
 func (k *kernel) stopWatching() { k.events.Close() }
 
 // watch pokes touched whenever a rule or route of the guard's table has changed, or events were lost.
-func (k *kernel) watch(touched chan<- struct{}) error {
+func (k *kernel) watch(touched wake.Signal) error {
 	for {
 		messages, from, err := k.events.Receive()
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
-			poke(touched)
+			touched.Set()
 			continue
 		case err != nil:
 			return err
@@ -61,7 +63,7 @@ func (k *kernel) watch(touched chan<- struct{}) error {
 		}
 		for _, m := range messages {
 			if tableOf(m.Data) == Table {
-				poke(touched)
+				touched.Set()
 			}
 		}
 	}

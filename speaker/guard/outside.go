@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/clarionlb/clarion/internal/interfaces"
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // Outside follows by which interfaces of the network namespace of the calling thread packets can come in from outside:
@@ -30,7 +31,7 @@ func Outside(ctx context.Context, exclude []string, changed func(names []string)
 	if err != nil {
 		return fmt.Errorf("subscribe to links: %w", err)
 	}
-	touched, broken := make(chan struct{}, 1), make(chan error, 1)
+	touched, broken := wake.New(), make(chan error, 1)
 	var watcher sync.WaitGroup
 	watcher.Go(func() { broken <- watchLinks(events, touched) })
 	defer watcher.Wait()
@@ -41,7 +42,7 @@ func Outside(ctx context.Context, exclude []string, changed func(names []string)
 		looked := time.Now()
 		switch links, err := h.LinkList(); {
 		case errors.Is(err, netlink.ErrDumpInterrupted):
-			poke(touched) // it changed meanwhile
+			touched.Set() // it changed meanwhile
 		case err != nil:
 			return fmt.Errorf("list links: %w", err)
 		default:
@@ -66,12 +67,12 @@ func Outside(ctx context.Context, exclude []string, changed func(names []string)
 }
 
 // watchLinks pokes touched whenever an interface has changed, or events were lost.
-func watchLinks(events *nl.NetlinkSocket, touched chan<- struct{}) error {
+func watchLinks(events *nl.NetlinkSocket, touched wake.Signal) error {
 	for {
 		if _, _, err := events.Receive(); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
-		poke(touched)
+		touched.Set()
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/clarionlb/clarion/internal/interfaces"
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // Address is an address to be answered for.
@@ -156,7 +157,7 @@ type Responder struct {
 	watch  func() (*linkEvents, error)
 	dial   dialer
 
-	wake      chan struct{} // want changed
+	wake      wake.Signal // want changed
 	claims    chan heard
 	malformed atomic.Uint64
 	lost      atomic.Uint64
@@ -214,7 +215,7 @@ func New(config Config) *Responder {
 		config: config,
 		watch:  watchLinks,
 		dial:   dialRaw,
-		wake:   make(chan struct{}, 1),
+		wake:   wake.New(),
 		claims: make(chan heard, 4096),
 		want:   map[netip.Addr]Address{},
 		dirty:  map[netip.Addr]bool{},
@@ -263,7 +264,7 @@ func (r *Responder) Rejudge() {
 		}
 	}
 	r.mu.Unlock()
-	r.poke()
+	r.wake.Set()
 }
 
 // Change is Set for a caller that knows in what its want differs from before: gone are the addresses that are not in it any
@@ -280,7 +281,7 @@ func (r *Responder) Change(want []Address, gone ...netip.Addr) {
 		r.unwish(plain(addr))
 	}
 	r.mu.Unlock()
-	r.poke()
+	r.wake.Set()
 }
 
 func plain(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
@@ -314,21 +315,13 @@ func (r *Responder) unwish(addr netip.Addr) {
 	}
 }
 
-// poke has Run look at what is to be done.
-func (r *Responder) poke() {
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
-}
-
 // Announce announces again, once and 500 addresses a second, all that is answered: for a caller who learns that the network has changed behind the
 // links, and that stations there may believe the addresses to be elsewhere.
 func (r *Responder) Announce() {
 	r.mu.Lock()
 	r.anew = true
 	r.mu.Unlock()
-	r.poke()
+	r.wake.Set()
 }
 
 // Links returns the usable links, by name. It is empty while Run does not run.

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/clarionlb/clarion/internal/wake"
 )
 
 // Profile is how fast death is noticed, and at what price. The zero Profile is Fast.
@@ -117,9 +119,9 @@ type Cluster struct {
 	self    netip.AddrPort
 	border  *border
 	keyring *memberlist.Keyring
-	rejoin  chan struct{} // who is missing changed
-	update  chan struct{} // meta changed
-	notify  chan struct{} // OnChange is due
+	rejoin  wake.Signal // who is missing changed
+	update  wake.Signal // meta changed
+	notify  wake.Signal // OnChange is due
 	create  func(*memberlist.Config) (*memberlist.Memberlist, error)
 
 	mu      sync.Mutex
@@ -157,20 +159,13 @@ func New(config Config) *Cluster {
 		self:    netip.AddrPortFrom(config.Addr, config.Port),
 		border:  &border{},
 		keyring: &memberlist.Keyring{},
-		rejoin:  make(chan struct{}, 1),
-		update:  make(chan struct{}, 1),
-		notify:  make(chan struct{}, 1),
+		rejoin:  wake.New(),
+		update:  wake.New(),
+		notify:  wake.New(),
 		create:  memberlist.Create,
 		told:    Meta{}.encode(),
 		members: map[string]Member{},
 		absent:  map[netip.AddrPort]absence{},
-	}
-}
-
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }
 
@@ -187,7 +182,7 @@ func (c *Cluster) SetPeers(peers []netip.AddrPort) {
 	}
 	maps.DeleteFunc(c.absent, func(p netip.AddrPort, _ absence) bool { return !next[p] })
 	c.peers, c.asked = next, true
-	signal(c.rejoin)
+	c.rejoin.Set()
 }
 
 // SetSources says which addresses may send to this speaker, all of them, replacing what was said before: those of the
@@ -243,8 +238,8 @@ func (c *Cluster) SetMeta(meta Meta) {
 		return
 	}
 	c.told, c.meta = told, meta.Told()
-	signal(c.update)
-	signal(c.notify)
+	c.update.Set()
+	c.notify.Set()
 }
 
 // View returns what is known now.
@@ -316,7 +311,7 @@ func (c *Cluster) listen(ctx context.Context) (*memberlist.Memberlist, error) {
 			c.problem = err.Error()
 		}
 		if c.problem != before {
-			signal(c.notify)
+			c.notify.Set()
 		}
 		c.mu.Unlock()
 		if err == nil {
@@ -488,7 +483,7 @@ func (c *Cluster) untilAlone(now time.Time) time.Duration {
 	}
 	c.log.Info("members: no other speaker reached, going on alone", "tried", len(c.peers), "for", c.config.Profile.JoinTime.String(), "last error", err)
 	c.joined = true
-	signal(c.notify)
+	c.notify.Set()
 	return time.Hour
 }
 
@@ -598,7 +593,7 @@ func (c *Cluster) alive(n *memberlist.Node) {
 		}
 		c.joined = true
 	}
-	signal(c.notify)
+	c.notify.Set()
 }
 
 func (c *Cluster) gone(n *memberlist.Node) {
@@ -609,9 +604,9 @@ func (c *Cluster) gone(n *memberlist.Node) {
 		c.absent[m.Addr] = absence{next: time.Now().Add(rand.N(maxRetry(len(c.peers) + 1)))}
 	}
 	delete(c.members, n.Name)
-	signal(c.rejoin)
+	c.rejoin.Set()
 	if n.Name != c.config.Name {
 		c.log.Info("members: gone, it left or does not answer", "name", n.Name)
 	}
-	signal(c.notify)
+	c.notify.Set()
 }
