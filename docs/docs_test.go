@@ -2,6 +2,8 @@
 package docs
 
 import (
+	"cmp"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,10 +11,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
+	"github.com/clarionlb/clarion/internal/allocate"
+	"github.com/clarionlb/clarion/internal/ipam"
 )
 
 // documents are all pages, by name.
@@ -128,6 +136,60 @@ func TestObjects(t *testing.T) {
 	}
 	if found < 9 {
 		t.Errorf("only %d objects found", found)
+	}
+}
+
+// TestAllocation: the Services of each example get what stands under it, when they are made one after the other.
+func TestAllocation(t *testing.T) {
+	examples := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```\n\n```text\n(.*?)^```$").FindAllStringSubmatch(documents(t)["allocation.md"], -1)
+	if len(examples) < 7 {
+		t.Errorf("only %d examples are found", len(examples))
+	}
+	for _, e := range examples {
+		var pools []v1beta1.IPAddressPool
+		var services []*corev1.Service
+		namespaces := map[string]labels.Set{}
+		for doc := range strings.SplitSeq(e[1], "---\n") {
+			var meta metav1.TypeMeta
+			if err := yaml.Unmarshal([]byte(doc), &meta); err != nil {
+				t.Fatal(err)
+			}
+			read := func(object any) {
+				if err := yaml.UnmarshalStrict([]byte(doc), object); err != nil {
+					t.Errorf("%v:\n%s", err, doc)
+				}
+			}
+			switch meta.Kind {
+			case "IPAddressPool":
+				pools = append(pools, v1beta1.IPAddressPool{})
+				read(&pools[len(pools)-1])
+			case "Service":
+				services = append(services, &corev1.Service{})
+				read(services[len(services)-1])
+			case "Namespace":
+				var ns corev1.Namespace
+				read(&ns)
+				namespaces[ns.Name] = ns.Labels
+			}
+		}
+		table, now := ipam.NewTable(), time.Unix(1_000_000, 0)
+		table.SetPools(allocate.Pools(pools), now)
+		class := allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}
+		var got strings.Builder
+		for i, svc := range services {
+			// What the API server fills in.
+			svc.Namespace = cmp.Or(svc.Namespace, metav1.NamespaceDefault)
+			svc.CreationTimestamp = metav1.NewTime(now.Add(time.Duration(i) * time.Second))
+			svc.Spec.ClusterIPs = []string{"10.96.0.1", "fd00:96::1"}[:max(1, len(svc.Spec.IPFamilies))]
+			for p := range svc.Spec.Ports {
+				svc.Spec.Ports[p].Protocol = cmp.Or(svc.Spec.Ports[p].Protocol, corev1.ProtocolTCP)
+			}
+			r := table.Assign(class.Request(svc, namespaces[svc.Namespace]), now)
+			fmt.Fprintf(&got, "%s/%s: %s: %s\n", svc.Namespace, svc.Name, r.Reason, r.Message())
+		}
+		if got.String() != e[2] {
+			t.Errorf("of\n%s\ngot\n%s\nthe page says\n%s", e[1], got.String(), e[2])
+		}
 	}
 }
 
