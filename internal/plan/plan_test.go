@@ -66,6 +66,44 @@ func TestPlanIsWhatHappens(t *testing.T) {
 	}
 }
 
+// What another controller gave to Services is theirs once a pool has it, and the plan says so: docs/moving.md. A node's
+// address is no pool's; of two Services that share none the older keeps it.
+func TestTakeOver(t *testing.T) {
+	theirs := func(name string, age time.Duration, port int32, addresses ...string) *corev1.Service {
+		s := &corev1.Service{ObjectMeta: named(name)}
+		s.Namespace, s.CreationTimestamp = "default", metav1.NewTime(options.Now.Add(-age))
+		s.Spec = corev1.ServiceSpec{Type: corev1.ServiceTypeLoadBalancer, ClusterIPs: []string{"10.96.0.1"}, Ports: []corev1.ServicePort{{Port: port, Protocol: corev1.ProtocolTCP}}}
+		for _, a := range addresses {
+			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a})
+		}
+		return s
+	}
+	node := &corev1.Node{ObjectMeta: named("node1")}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}
+	w, err := New(t.Context(), options, []client.Object{
+		&corev1.Namespace{ObjectMeta: named("default")}, node,
+		theirs("kept", 9*time.Minute, 80, "198.51.100.5"),
+		theirs("two", 8*time.Minute, 80, "198.51.100.6", "198.51.100.7"),
+		theirs("older", 7*time.Minute, 80, "198.51.100.8"),
+		theirs("younger", 6*time.Minute, 443, "198.51.100.8"),
+		theirs("node", 5*time.Minute, 80, "192.0.2.1"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &v1beta1.IPAddressPool{ObjectMeta: named("lan")}
+	p.Spec.Addresses = []v1beta1.AddressRange{"198.51.100.0/28", "192.0.2.0/28"}
+	r := w.Try(Edit{Write: []client.Object{p}})
+	var got []string
+	for _, c := range r.Services {
+		got = append(got, fmt.Sprint(c.After.Name, c.After.Addresses))
+	}
+	want := []string{"default/kept[198.51.100.5]", "default/older[198.51.100.8]", "default/two[198.51.100.6]", "default/younger[192.0.2.0]"}
+	if diff := cmp.Diff(want, got); diff != "" { // the one with a node's address is left alone
+		t.Error(diff)
+	}
+}
+
 func named(name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, UID: types.UID(name), Generation: 1}
 }
