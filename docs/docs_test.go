@@ -23,13 +23,18 @@ import (
 	"github.com/clarionlb/clarion/internal/ipam"
 )
 
-// documents are all pages, by name.
+// documents are all pages, by name; those of the folder above begin with "../".
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("*.md")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no documents: %v", err)
 	}
+	above, err := filepath.Glob("../*.md")
+	if err != nil || len(above) < 3 {
+		t.Fatalf("no documents: %v, %v", above, err)
+	}
+	files = append(files, above...)
 	out := map[string]string{}
 	for _, f := range files {
 		b, err := os.ReadFile(f)
@@ -44,6 +49,8 @@ func documents(t *testing.T) map[string]string {
 var (
 	imageRE   = regexp.MustCompile(`src(?:set)?="([^"]+)"`)
 	linkRE    = regexp.MustCompile(`\]\(([^)]+)\)`)
+	fenceRE   = regexp.MustCompile("(?ms)^```.*?^```$")
+	codeRE    = regexp.MustCompile("`[^`\n]+`")
 	headingRE = regexp.MustCompile(`(?m)^#+ (.*)$`)
 	wordRE    = regexp.MustCompile(`[^a-z0-9 _-]`)
 )
@@ -51,7 +58,7 @@ var (
 // anchors are those that a page's headings get.
 func anchors(page string) []string {
 	var out []string
-	for _, h := range headingRE.FindAllStringSubmatch(page, -1) {
+	for _, h := range headingRE.FindAllStringSubmatch(fenceRE.ReplaceAllString(page, ""), -1) {
 		out = append(out, strings.ReplaceAll(wordRE.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
 	}
 	return out
@@ -59,29 +66,37 @@ func anchors(page string) []string {
 
 func TestLinks(t *testing.T) {
 	pages := documents(t)
+	links := 0
 	for name, page := range pages {
-		for _, image := range imageRE.FindAllStringSubmatch(page, -1) {
-			if _, err := os.Stat(image[1]); err != nil {
-				t.Errorf("%s: %v", name, err)
+		exists := func(file string) bool {
+			_, err := os.Stat(filepath.Join(filepath.Dir(name), file))
+			return err == nil
+		}
+		text := codeRE.ReplaceAllString(fenceRE.ReplaceAllString(page, ""), "")
+		for _, image := range imageRE.FindAllStringSubmatch(text, -1) {
+			if !exists(image[1]) {
+				t.Errorf("%s: there is no image %s", name, image[1])
 			}
 		}
-		for _, l := range linkRE.FindAllStringSubmatch(page, -1) {
-			if strings.HasPrefix(l[1], "https://") {
+		for _, l := range linkRE.FindAllStringSubmatch(text, -1) {
+			if links++; strings.HasPrefix(l[1], "https://") {
 				continue
 			}
 			file, anchor, _ := strings.Cut(l[1], "#")
-			to := page
+			to, isPage := page, true
 			if file != "" {
-				var ok bool
-				if to, ok = pages[file]; !ok {
-					t.Errorf("%s: link to %s: no such page", name, l[1])
-					continue
-				}
+				to, isPage = pages[strings.TrimPrefix(filepath.Join(filepath.Dir(name), file), "../docs/")]
 			}
-			if anchor != "" && !slices.Contains(anchors(to), anchor) {
+			switch {
+			case file != "" && !exists(file):
+				t.Errorf("%s: link to %s: there is no such file", name, l[1])
+			case anchor != "" && (!isPage || !slices.Contains(anchors(to), anchor)):
 				t.Errorf("%s: link to %s: no such heading", name, l[1])
 			}
 		}
+	}
+	if links < 100 {
+		t.Errorf("only %d links are found", links)
 	}
 }
 
