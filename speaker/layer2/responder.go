@@ -179,6 +179,8 @@ type Responder struct {
 	sought      ring // what is sought elsewhere, since when the last one was added
 	soughtSince time.Time
 	rush        int      // how many of them to ask for without a pause
+	watched     int      // nodes that hold addresses
+	silent      int      // nodes that lost some when they fell silent
 	beat        struct { // when calm nodes are asked next, and how many
 		at    time.Time
 		asked int

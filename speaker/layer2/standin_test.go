@@ -601,6 +601,57 @@ func TestWatchPace(t *testing.T) {
 	}
 }
 
+// One of many nodes that falls silent is asked for as soon again as one of few, and those that are silent do not make the
+// others be asked more rarely.
+func TestSilentAmongMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 60
+		a := newAir()
+		var nodes []*station
+		var all []Address
+		for i := range n {
+			addr := netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)})
+			s := a.station(t, i+1, Config{Judge: order(i + 1)})
+			s.set(Address{Addr: addr})
+			nodes, all = append(nodes, s), append(all, Address{Addr: addr, Rank: 1})
+			time.Sleep(7 * time.Millisecond)
+		}
+		a.station(t, 200, Config{Judge: order(200)}).set(all...)
+		time.Sleep(10 * time.Second)
+		longest := func(to MAC) (most time.Duration) { // between two questions within five seconds
+			a.take()
+			begin := time.Now()
+			time.Sleep(5 * time.Second)
+			var last time.Duration
+			asked := 0
+			for _, f := range a.take() {
+				if f.ask && MAC(f.frame[:6]) == to && MAC(f.frame[6:12]) == mac(200) {
+					if asked++; asked > 1 {
+						most = max(most, f.at-last)
+					}
+					last = f.at
+				}
+			}
+			if asked < 2 {
+				return time.Since(begin)
+			}
+			return most
+		}
+		nodes[0].stop()
+		time.Sleep(3 * time.Second)
+		if most := longest(mac(1)); most > 300*time.Millisecond {
+			t.Errorf("one silent node of %d was not asked for %v", n, most)
+		}
+		for _, s := range nodes[1 : n-1] {
+			s.stop()
+		}
+		time.Sleep(10 * time.Second)
+		if most := longest(mac(n)); most > 75*time.Millisecond {
+			t.Errorf("the only node that lives was not asked for %v", most)
+		}
+	})
+}
+
 // A speaker on two links whose node's kernel answers on one of them, or whose other link is lost meanwhile, is stood in for on
 // both: its node has the address as long as it is there.
 func TestStandInOnTwoLinks(t *testing.T) {

@@ -72,6 +72,7 @@ type node struct {
 	alone  time.Time // since when this node stands in for its speaker; zero: it does not
 
 	watch, recall *task
+	counted       [2]bool // in Responder.watched and Responder.silent
 }
 
 func (n *node) add(v *claimant) { n.held.add(v) }
@@ -166,6 +167,16 @@ func (r *Responder) node(key nodeKey) *node {
 
 // tend plans what a node's rings need.
 func (r *Responder) tend(n *node, now time.Time) {
+	for i, has := range []bool{len(n.held.all) > 0, len(n.lost.all) > 0} {
+		count := []*int{&r.watched, &r.silent}[i]
+		switch {
+		case has && !n.counted[i]:
+			*count++
+		case !has && n.counted[i]:
+			*count--
+		}
+		n.counted[i] = has
+	}
 	if len(n.held.all) == 0 {
 		n.misses, n.alone = 0, time.Time{}
 		r.plan.cancel(n.watch)
@@ -191,7 +202,7 @@ func (r *Responder) pace(n *node, now time.Time) time.Duration {
 	if !n.calm() {
 		return r.config.PollInterval * 2 / 5
 	}
-	mean := max(r.config.PollInterval, time.Duration(len(r.nodes))*5*time.Millisecond)
+	mean := max(r.config.PollInterval, time.Duration(r.watched)*5*time.Millisecond)
 	wait := r.beat.at.Sub(now)
 	if r.beat.asked == most || wait <= mean/2 || wait > mean {
 		wait = mean - rand.N(mean/8+1) // two that watch each other do not go in step
@@ -203,7 +214,7 @@ func (r *Responder) pace(n *node, now time.Time) time.Duration {
 
 // recallPace is the time between two questions to a node that fell silent: at most 50 a second to all of them together.
 func (r *Responder) recallPace(n *node, now time.Time) time.Duration {
-	return max(fade(now.Sub(n.since)), time.Duration(len(r.nodes))*20*time.Millisecond)
+	return max(fade(now.Sub(n.since)), time.Duration(r.silent)*20*time.Millisecond)
 }
 
 // fade is the time between two questions about what has been amiss for so long: often enough to find a network whole
