@@ -471,7 +471,7 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 	}
 	addrs := res.Addresses()
 	old := meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated)
-	moved := !sameIngress(svc, addrs)
+	moved := !allocate.Says(svc, addrs)
 	if old != nil {
 		if !moved && old.Status == next.Status && old.Reason == next.Reason && old.Message == next.Message {
 			return nil
@@ -539,25 +539,14 @@ func (s *services) write(ctx context.Context, svc *corev1.Service, res *ipam.Res
 	return nil
 }
 
-// sameIngress says whether the status names just these addresses, to be reached as they are.
-func sameIngress(svc *corev1.Service, addrs []netip.Addr) bool {
-	return slices.EqualFunc(svc.Status.LoadBalancer.Ingress, addrs, func(i corev1.LoadBalancerIngress, a netip.Addr) bool {
-		return i.IP == a.String() && i.Hostname == "" && (i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP)
-	})
-}
-
 // statusPatch is a strategic merge patch: it replaces the ingress list, and of the conditions only those that it names.
 // It is refused when the Service is not what the decision was made on. An element of conditions is a metav1.Condition,
 // or a conditionRemoval.
 func statusPatch(version string, addrs []netip.Addr, conditions ...any) map[string]any {
-	var ingress []corev1.LoadBalancerIngress
-	for _, a := range addrs {
-		ingress = append(ingress, corev1.LoadBalancerIngress{IP: a.String(), IPMode: new(corev1.LoadBalancerIPModeVIP)})
-	}
 	return map[string]any{
 		"metadata": map[string]any{"resourceVersion": version},
 		"status": map[string]any{
-			"loadBalancer": map[string]any{"ingress": ingress},
+			"loadBalancer": map[string]any{"ingress": allocate.IngressOf(addrs)},
 			"conditions":   conditions,
 		},
 	}

@@ -165,6 +165,21 @@ func Ingress(svc *corev1.Service) []netip.Addr {
 	return out
 }
 
+// IngressOf is what the status says of addresses that are reached as they are (KEP-1860).
+func IngressOf(addrs []netip.Addr) (out []corev1.LoadBalancerIngress) {
+	for _, a := range addrs {
+		out = append(out, corev1.LoadBalancerIngress{IP: a.String(), IPMode: new(corev1.LoadBalancerIPModeVIP)})
+	}
+	return out
+}
+
+// Says says whether the Service's status names just these addresses, to be reached as they are.
+func Says(svc *corev1.Service, addrs []netip.Addr) bool {
+	return slices.EqualFunc(svc.Status.LoadBalancer.Ingress, addrs, func(i corev1.LoadBalancerIngress, a netip.Addr) bool {
+		return i.IP == a.String() && i.Hostname == "" && (i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP)
+	})
+}
+
 // Managed says whether Clarion has written the Service's status before.
 func Managed(svc *corev1.Service) bool {
 	return meta.FindStatusCondition(svc.Status.Conditions, v1beta1.ConditionAllocated) != nil

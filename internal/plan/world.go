@@ -175,11 +175,8 @@ func (w *World) publish(name types.NamespacedName) {
 	}
 	addrs := res.Addresses()
 	next := svc.DeepCopy()
-	if !slices.Equal(allocate.Ingress(svc), addrs) {
-		next.Status.LoadBalancer.Ingress = nil
-		for _, a := range addrs {
-			next.Status.LoadBalancer.Ingress = append(next.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String()})
-		}
+	if !allocate.Says(svc, addrs) {
+		next.Status.LoadBalancer.Ingress = allocate.IngressOf(addrs)
 	}
 	allocated := allocate.Allocated(&res)
 	allocated.LastTransitionTime = metav1.NewTime(w.now)

@@ -442,7 +442,7 @@ func followed(more int) func(context.Context, *bench) error {
 }
 
 func follow(ctx context.Context, b *bench, more int) error {
-	type parts struct{ sent, table, kernel, api, rules, speaker, best, route, control *figure }
+	type parts struct{ sent, table, kernel, api, rules, earliest, speaker, best, route, control *figure }
 	var figures [2]parts
 	speaker50, speaker99, among := 0.0, 0.0, ""
 	if more > 0 {
@@ -466,7 +466,10 @@ func follow(ctx context.Context, b *bench, more int) error {
 			route:   add("- of it: best path → both routers' kernels", "-", 0, 0, "zebra's part"),
 			control: add("control: UPDATE of a program of 50 lines → both routers' kernels", "-", 0, 0, "what no BGP speaker is faster than"),
 		}
-		if i == 1 {
+		switch i {
+		case 0:
+			figures[i].earliest = add("- of it: event → UPDATE of the first node at each router", "-", 0, 0, "the others share the machine's cores with it")
+		case 1:
 			figures[i].rules = add("- of it: event → every Service proxy has written its rules", "-", 0, 0, "kube-proxy's part")
 		}
 	}
@@ -568,6 +571,7 @@ func follow(ctx context.Context, b *bench, more int) error {
 				f.speaker.took(sent.Sub(written))
 				f.best.took(seen.best.Sub(first))
 			default:
+				f.earliest.took(first.Sub(heard))
 				f.speaker.took(sent.Sub(heard))
 				f.best.took(seen.best.Sub(sent))
 			}
