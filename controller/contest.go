@@ -47,7 +47,7 @@ func (s *services) contested(svc *corev1.Service, res *ipam.Result) time.Duratio
 	if c.times++; c.times == contestPatience {
 		s.log.Warn("status is contested", "service", k.String(), "wrote", addrs, "found", allocate.Ingress(svc))
 		s.event(svc, corev1.EventTypeWarning, "StatusContested", fmt.Sprintf("somebody else rewrites the addresses in the status, %v to %v; they are written again, "+
-			"but ever more rarely; kubectl get service %s -o yaml --show-managed-fields tells who it is", addrs, allocate.Ingress(svc), svc.Name))
+			"after longer and longer pauses; kubectl get service %s -o yaml --show-managed-fields tells who it is", addrs, allocate.Ingress(svc), svc.Name))
 	}
 	c.next = now
 	if over := c.times - contestPatience; over >= 0 {

@@ -26,7 +26,7 @@ import (
 
 var lanPool = newPool("lan", v1beta1.IPAddressPoolSpec{Addresses: []v1beta1.AddressRange{"198.18.0.0/16"}})
 
-// TestStatusContested: somebody who rewrites a status is answered at once a few times, then ever more rarely, and the user is
+// TestStatusContested: somebody who rewrites a status is answered at once a few times, then after longer and longer pauses, and the user is
 // told once.
 func TestStatusContested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

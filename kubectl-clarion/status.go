@@ -345,7 +345,7 @@ func conditionStatus(conditions []metav1.Condition, name string) string {
 	if c := meta.FindStatusCondition(conditions, name); c != nil {
 		return string(c.Status)
 	}
-	return "not said"
+	return "unknown"
 }
 
 // conditionMessage is the message of a condition that has a status, or its reason if it has no message.

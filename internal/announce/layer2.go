@@ -172,12 +172,12 @@ func (v *View) May(addr netip.Addr, claims []Claim, node string) bool {
 	return mine || !any
 }
 
-// Better are the nodes that have a better right to an address than a node has, sorted: when one of them is heard to
+// Better are the nodes that rank before a node for an address, sorted: when one of them is heard to
 // claim it, the node has to yield, and any other has to yield to the node.
 //
-// The order of rights is by weight, then by score. It leaves out who is alive, whose link is up, whose Service proxy is
+// The rank is by weight, then by score. It leaves out who is alive, whose link is up, whose Service proxy is
 // healthy and who is being drained, since two nodes of which each does not know what the other one knows have to agree
-// on which of them yields. A node that cannot serve the address, as far as the API server knows, has no right at all.
+// on which of them yields. A node that cannot serve the address, as far as the API server knows, has no rank.
 func (v *View) Better(addr netip.Addr, claims []Claim, node string) []string {
 	v.prepare()
 	p, _ := v.placesOf(addr, claims)

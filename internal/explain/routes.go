@@ -342,7 +342,7 @@ func (b *Book) mixed(routes []Route) string {
 	}
 	for _, to := range paths {
 		if weighted[to] && len(plain[to]) > 0 {
-			return fmt.Sprintf(" (weighted in vain: %s announce it without a weight, for which routers ignore those of the others; have one weighted BGPAdvertisement select all the nodes)", named("nodes", plain[to]))
+			return fmt.Sprintf(" (the weights have no effect: %s announce it without one, so that routers ignore those of the other nodes; have one weighted BGPAdvertisement select all the nodes)", named("nodes", plain[to]))
 		}
 	}
 	return ""

@@ -18,7 +18,7 @@ const (
 	// StandingIn: that member's speaker does not answer, but its node is there and forwards on; clients are answered with
 	// its hardware address, and nothing is announced.
 	StandingIn State = "StandingIn"
-	// Contested: a foreign host had the address before it was announced for the first time; silent, until that one is.
+	// Contested: a foreign host had the address before it was announced for the first time; nothing is answered until that host falls silent.
 	Contested State = "Contested"
 
 	unset State = "" // not wanted yet

@@ -49,7 +49,7 @@ type Address struct {
 	Used bool
 
 	// Seek says that a member that ranks before this node may hold the address where this node does not hear it now. While
-	// the address is answered, the network is asked whether it is whole again, ever more rarely.
+	// the address is answered, the network is asked whether it is whole again, after longer and longer pauses.
 	Seek bool
 }
 
@@ -85,8 +85,8 @@ const (
 	// at most once in 10 s (RFC 5227 section 2.4).
 	Foreign Verdict = iota
 	// Yield is a member that ranks before this node: answering stops at once. It resumes when that member does not answer
-	// for the address any more, or when Judge, asked again after a Set, says otherwise. A member that fell silent is asked
-	// on, ever more rarely, and yielded to again if it is back: a Judge that ranks all members it knows, whether it
+	// for the address any more, or when Judge, asked again after a Set, says otherwise. A member that fell silent is still
+	// asked, after longer and longer pauses, and yielded to again if it is back: a Judge that ranks all members it knows, whether it
 	// believes them to be alive or not, has a network that fell apart healed within moments.
 	Yield
 	// Defend is a member that ranks behind this node: the address is announced again at once, so that it hears us. If it

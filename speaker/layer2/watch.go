@@ -57,8 +57,8 @@ type nodeKey struct {
 type node struct {
 	key  nodeKey
 	held ring // for which this node keeps silent: whether the member answers is watched
-	// lost are those that were taken from it when it fell silent, since when. It is asked on, ever more rarely, since
-	// nobody else may tell when a network that fell apart is whole again. rush is how many to ask for without a pause.
+	// lost are those that were taken from it when it fell silent, since when. It is still asked, after longer and longer
+	// pauses, since nobody else may tell when a network that fell apart is whole again. rush is how many to ask for without a pause.
 	lost  ring
 	since time.Time
 	rush  int

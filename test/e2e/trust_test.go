@@ -114,7 +114,7 @@ spec: {peers: [router1, router2]}
 
 // Beside Clarion work a controller that has a class of its own and an address of a pool of ours, one that gives Services the
 // nodes' addresses, as servicelb does, and one that does so with a Service of ours and does not give in. Nobody gets an
-// address twice, no node's address is routed, and the one that fights is answered ever more rarely, and gets nowhere when it
+// address twice, no node's address is routed, and the one that fights is answered after longer and longer pauses, and gets nowhere when it
 // ends.
 func TestBesideOthers(t *testing.T) {
 	applied(t, beside)

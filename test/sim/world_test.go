@@ -96,7 +96,7 @@ const (
 
 // schedule of the announcements after an address is taken. Later ones come every refresh: too rarely to find out by them
 // that two parts of a network that have two owners have grown together without the speakers hearing of each other in
-// the group. For that, who takes members with a better right for dead asks everybody, ever more rarely.
+// the group. For that, who takes members that rank before it for dead asks everybody, after longer and longer pauses.
 var schedule = []int{0, 10, 50, 100}
 
 const (
