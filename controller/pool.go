@@ -61,6 +61,7 @@ type pools struct {
 	mu      sync.Mutex
 	queue   queue
 	current []string            // the specs that services has, by UID and generation, and what of them the cluster has itself
+	kept    []string            // the addresses that each of these keeps, which are announced where they were
 	written map[string]*written // by pool
 	moved   bool                // the homes of addresses may have
 }
@@ -229,18 +230,19 @@ func (p *pools) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.R
 	if err != nil {
 		return reconcile.Result{}, err
 	}
-	var specs, names []string
+	var specs, kept, names []string
 	for i := range list.Items {
 		o := &list.Items[i]
 		specs = append(specs, fmt.Sprint(o.UID, "/", o.Generation, set.Uses(o.Name)))
+		kept = append(kept, fmt.Sprint(o.Name, o.Status.Kept))
 		names = append(names, o.Name)
 	}
 	slices.Sort(specs)
+	slices.Sort(kept)
 	p.mu.Lock()
 	changed := !slices.Equal(specs, p.current)
-	p.current = specs
-	moved := p.moved || changed
-	p.moved = false
+	moved := p.moved || changed || !slices.Equal(kept, p.kept)
+	p.current, p.kept, p.moved = specs, kept, false
 	p.mu.Unlock()
 	if moved {
 		plan, err := planOf(ctx, p.client, list.Items, set)

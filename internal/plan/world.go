@@ -197,7 +197,7 @@ func (w *World) settle() {
 			w.assign(name)
 		}
 	}
-	usage := w.table.Usage()
+	usage, kept := w.table.Usage(), false
 	for _, p := range all[v1beta1.IPAddressPool](w) {
 		next := p.DeepCopy()
 		conditions := next.Status.Conditions
@@ -206,7 +206,12 @@ func (w *World) settle() {
 		meta.SetStatusCondition(&next.Status.Conditions, metav1.Condition{
 			Type: v1beta1.ConditionReady, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonReady, ObservedGeneration: p.Generation, LastTransitionTime: metav1.NewTime(w.now),
 		})
+		kept = kept || !slices.Equal(p.Status.Kept, next.Status.Kept)
 		w.put(next)
+	}
+	if kept { // which are announced where they were
+		w.pools()
+		w.table.SetHomes(allocate.Homes(w.lan))
 	}
 	w.snap.Lock()
 	defer w.snap.Unlock()
