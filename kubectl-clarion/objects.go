@@ -319,7 +319,9 @@ func explainNode(_ context.Context, c *cluster, _ *connection, name string) (exp
 		return e, nil
 	}
 
-	before := plan.Of(c.snap, plan.Sessions(c.speakers))
+	var nodes plan.Nodes
+	up := plan.Sessions(c.speakers)
+	before := plan.Of(c.snap, &nodes, up)
 	var owns, backs []line
 	answers := map[netip.Addr]bool{}
 	for _, a := range c.book.AnsweredBy(name) {
@@ -339,16 +341,11 @@ func explainNode(_ context.Context, c *cluster, _ *connection, name string) (exp
 			backs = append(backs, line{Text: said + ", after " + a.Owner})
 		}
 	}
-	routes := map[string][]string{} // by peer
-	for _, r := range slices.SortedFunc(maps.Keys(before.Routes), func(a, b plan.Route) int { return strings.Compare(a.Prefix.String(), b.Prefix.String()) }) {
-		if r.Node == name {
-			routes[r.Peer] = append(routes[r.Peer], r.Prefix.String())
-		}
-	}
+	routes := before.RoutesOf(name)
 	var tells []line
 	for _, peer := range sortedKeys(routes) {
-		said := fmt.Sprintf("%s: %s", text.Count(len(routes[peer]), "prefix"), text.Few(routes[peer]))
-		if !plan.Sessions(c.speakers)(name, peer) {
+		said := fmt.Sprintf("%s: %s", text.Count(len(routes[peer]), "prefix"), few(routes[peer]))
+		if !up(name, peer) {
 			said += ", once a session is up"
 		}
 		tells = append(tells, line{peer, said})
@@ -362,7 +359,7 @@ func explainNode(_ context.Context, c *cluster, _ *connection, name string) (exp
 	e.lines("Is the backup of", backs...)
 	e.lines("Announces to", tells...)
 	if c.alive[name] {
-		effect := c.lose(before, name)
+		effect := c.lose(before, &nodes, name)
 		lines := effectLines(effect)
 		if len(lines) == 0 {
 			lines = []line{{Text: "nothing would change"}}
@@ -373,10 +370,10 @@ func explainNode(_ context.Context, c *cluster, _ *connection, name string) (exp
 }
 
 // lose is what would happen if the speakers of some nodes died.
-func (c *cluster) lose(before plan.Outcome, nodes ...string) plan.Effect {
+func (c *cluster) lose(before plan.Outcome, nodes *plan.Nodes, lost ...string) plan.Effect {
 	rest := map[string]*v1beta1.Speaker{}
 	for n := range c.alive {
-		if !slices.Contains(nodes, n) { // who is alive is known
+		if !slices.Contains(lost, n) { // who is alive is known
 			sp := *c.speakers[n]
 			sp.Status.Missing, sp.Status.MissingMore = nil, 0
 			rest[n] = &sp
@@ -384,7 +381,7 @@ func (c *cluster) lose(before plan.Outcome, nodes ...string) plan.Effect {
 	}
 	c.snap.Speakers(rest)
 	c.snap.Changes()
-	after := plan.Of(c.snap, plan.Sessions(rest))
+	after := plan.Of(c.snap, nodes, plan.Sessions(rest))
 	c.snap.Speakers(c.speakers)
 	c.snap.Changes()
 	return plan.Compare(before, after)
@@ -400,25 +397,42 @@ func effectLines(e plan.Effect) (out []line) {
 	}
 	for _, x := range []struct {
 		label  string
-		routes []plan.Route
+		routes []plan.Routes
 	}{{"added", e.Added}, {"withdrawn", e.Withdrawn}, {"changed", e.Changed}} {
-		byPeer := map[string]map[string][]string{}
-		for _, r := range x.routes {
-			if byPeer[r.Peer] == nil {
-				byPeer[r.Peer] = map[string][]string{}
-			}
-			byPeer[r.Peer][r.Prefix.String()] = append(byPeer[r.Peer][r.Prefix.String()], r.Node)
-		}
-		for _, peer := range sortedKeys(byPeer) {
-			for _, prefix := range sortedKeys(byPeer[peer]) {
-				out = append(out, line{x.label, fmt.Sprintf("route %s for %s by %s", prefix, peer, text.Few(byPeer[peer][prefix]))})
-			}
-		}
+		out = append(out, routeLines(x.label, x.routes)...)
 	}
 	if e.Flows > 0 {
 		out = append(out, line{"flows", fmt.Sprintf("TCP connections through %s of an address and a node may be reset", text.Count(e.Flows, "pair"))})
 	}
 	return out
+}
+
+// routeLines are routes for people, by peer: one by one, or, where many come from the same nodes, counted.
+func routeLines(label string, routes []plan.Routes) (out []line) {
+	type from struct{ peer, nodes string }
+	prefixes := map[from][]netip.Prefix{}
+	of := func(r plan.Routes) from { return from{r.Peer, text.Few(r.Nodes)} }
+	for _, r := range routes {
+		prefixes[of(r)] = append(prefixes[of(r)], r.Prefix)
+	}
+	for _, r := range routes {
+		switch all := prefixes[of(r)]; {
+		case len(all) <= 4*text.Most:
+			out = append(out, line{label, fmt.Sprintf("route %s for %s by %s", r.Prefix, r.Peer, text.Few(r.Nodes))})
+		case r.Prefix == all[0]:
+			out = append(out, line{label, fmt.Sprintf("%s for %s by %s: %s", text.Count(len(all), "route"), r.Peer, text.Few(r.Nodes), few(all))})
+		}
+	}
+	return out
+}
+
+// few lists some of many prefixes, and counts the others.
+func few(all []netip.Prefix) string {
+	var out []string
+	for _, p := range all {
+		out = append(out, p.String())
+	}
+	return text.Few(out)
 }
 
 func explainAddress(_ context.Context, c *cluster, _ *connection, name string) (explanation, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -167,34 +168,59 @@ func TestTimeLine(t *testing.T) {
 	}
 }
 
-// How long it takes to make a picture of 10,000 Services and to write it as JSON, once the cluster has been read.
-func BenchmarkPicture(b *testing.B) {
-	for _, of := range []struct {
-		name            string
-		nodes, services int
-	}{{"100nodes/10000services", 100, 10000}, {"500nodes/10000services", 500, 10000}} {
-		b.Run(of.name, func(b *testing.B) {
-			m := makeUp(b, of.nodes, of.services)
+// How long everything that the page asks for takes: of 10,000 Services to be read, to be shown, and to be explained.
+func BenchmarkPage(b *testing.B) {
+	for _, nodes := range []int{100, 500} {
+		b.Run(fmt.Sprintf("%dnodes/10000services", nodes), func(b *testing.B) {
+			m := makeUp(b, nodes, 10000)
 			a := testApp(m, &bytes.Buffer{})
 			a.root()
 			conn, c, err := a.load(b.Context())
 			if err != nil {
 				b.Fatal(err)
 			}
-			size := 0
-			for b.Loop() {
-				p := c.picture("bench", conn)
-				one, err := json.Marshal(p.Overview)
+			write := func(b *testing.B, of any, err error) {
+				var out []byte
+				if err == nil {
+					out, err = json.Marshal(of)
+				}
 				if err != nil {
 					b.Fatal(err)
 				}
-				two, err := json.Marshal(p.Services)
-				if err != nil {
-					b.Fatal(err)
-				}
-				size = len(one) + len(two)
+				b.ReportMetric(float64(len(out)), "bytes")
 			}
-			b.ReportMetric(float64(size), "bytes/picture")
+			b.Run("read", func(b *testing.B) {
+				for b.Loop() {
+					if _, err := a.read(b.Context(), conn); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			b.Run("picture", func(b *testing.B) {
+				for b.Loop() {
+					p := c.picture("bench", conn)
+					write(b, []any{p.Overview, p.Services}, nil)
+				}
+			})
+			p := c.picture("bench", conn)
+			for _, object := range []string{
+				"Node/" + m.nodes[0], "Service/team20/app00020", "Service/team21/app00021", "Address/10.64.0.9", "Address/10.96.0.9",
+				"IPAddressPool/lan", "BGPPeer/tor1", "L2Advertisement/lan", "BGPAdvertisement/public",
+			} {
+				kind, _, _ := strings.Cut(object, "/")
+				b.Run(kind, func(b *testing.B) {
+					for b.Loop() {
+						e, err := p.Explain(object)
+						write(b, e, err)
+					}
+				})
+			}
+			b.Run("pool", func(b *testing.B) {
+				for b.Loop() {
+					g, err := p.Pool("lan")
+					write(b, g, err)
+				}
+			})
 		})
 	}
 }

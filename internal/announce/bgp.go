@@ -3,9 +3,11 @@ package announce
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/config"
@@ -73,6 +75,46 @@ func (v *View) ForBGP(node string, addr netip.Addr, claims []Claim) BGP {
 		d.Why = ""
 	}
 	return d
+}
+
+// Own are the nodes, sorted, whose own endpoints matter to what ForBGP says of an address: to all others, those of Alike, it
+// says the same.
+func (v *View) Own(addr netip.Addr, claims []Claim) []string {
+	weighted := slices.ContainsFunc(v.Config.BGP, func(ad config.BGPAdvertisement) bool { return ad.Weighted })
+	own := map[string]bool{}
+	for _, c := range claims {
+		if !weighted && !c.local() {
+			continue
+		}
+		e := c.Service.of(addr)
+		for _, of := range []map[string]int{e.Ready, e.Terminating} {
+			for node := range of {
+				own[node] = true
+			}
+		}
+	}
+	delete(own, "")
+	return sortedKeys(own)
+}
+
+// Alike groups nodes of which ForBGP says the same of every address that they are not Own of.
+func (v *View) Alike(nodes []string) [][]string {
+	groups := map[string][]string{}
+	for _, name := range nodes {
+		n := v.Nodes[name]
+		if n == nil {
+			continue
+		}
+		key := fmt.Appendf(nil, "%q %q %t %t ", n.Excluded, n.Gate, n.Draining, n.Drained)
+		for i := range v.Config.BGP {
+			key = strconv.AppendBool(key, v.Config.BGP[i].Nodes.Match(n.Labels))
+		}
+		for i := range v.Config.Peers {
+			key = strconv.AppendBool(key, v.Config.Peers[i].Nodes.Match(n.Labels))
+		}
+		groups[string(key)] = append(groups[string(key)], name)
+	}
+	return slices.Collect(maps.Values(groups))
 }
 
 // Leads says whether a node is the first, by a hash, of those that can announce an address to their peers. All nodes with

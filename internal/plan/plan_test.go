@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/clarionlb/clarion/api/v1beta1"
 	"github.com/clarionlb/clarion/internal/allocate"
+	"github.com/clarionlb/clarion/internal/announce"
 )
 
 var options = Options{Class: allocate.Class{Name: v1beta1.LoadBalancerClass, Default: true}, Now: time.Date(2026, 1, 1, 1, 0, 0, 0, time.UTC)}
@@ -104,6 +106,68 @@ func TestTakeOver(t *testing.T) {
 	}
 }
 
+// An Outcome, which is worked out for many nodes at once, has for each of them what the decisions about that node are.
+func TestOutcomeIsEveryNodesDecision(t *testing.T) {
+	routes, differ := 0, 0
+	for seed := range 40 {
+		rng := rand.New(rand.NewPCG(uint64(seed), 2))
+		w, err := New(t.Context(), options, cluster(rng))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for step := range 20 {
+			edit, what := randomEdit(rng, w)
+			w.Do(edit)
+			up := Sessions(w.Speakers())
+			var numbers Nodes
+			numbers.set("node4", "one that is gone", "node2") // in no order
+			got := Of(w.snap, &numbers, up)
+			type route struct{ node, peer, prefix string }
+			want, reached := map[route][]byte{}, map[netip.Addr][]string{}
+			for _, node := range slices.Sorted(maps.Keys(w.snap.View().Nodes)) {
+				if !w.snap.View().Nodes[node].Alive {
+					continue
+				}
+				var all [][]announce.Export
+				for _, addr := range w.snap.All() {
+					exports := w.snap.View().ForBGP(node, addr, w.snap.ClaimsOn(addr)).Exports
+					all = append(all, exports)
+					if slices.ContainsFunc(exports, func(e announce.Export) bool { return up(node, e.Peer) }) {
+						reached[addr] = append(reached[addr], node)
+					}
+				}
+				for peer, of := range announce.Merge(all) {
+					for _, r := range of {
+						want[route{node, peer, r.Prefix.String()}] = r.AppendKey(nil)
+					}
+				}
+			}
+			is := map[route][]byte{}
+			for p, from := range got.routes {
+				if routes++; len(from) > 1 {
+					differ++
+				}
+				for _, s := range from {
+					for _, node := range numbers.of(s.nodes) {
+						is[route{node, p.Peer, p.Prefix.String()}] = s.attrs.AppendKey(nil)
+					}
+				}
+			}
+			if diff := cmp.Diff(want, is, cmp.AllowUnexported(route{})); diff != "" {
+				t.Fatalf("walk %d, step %d, %s (-one by one +at once):\n%s", seed, step, what, diff)
+			}
+			for _, addr := range w.snap.All() {
+				if nodes := numbers.of(got.Addresses[addr].nodes); !slices.Equal(nodes, reached[addr]) {
+					t.Fatalf("walk %d, step %d, %s: %s is announced by %s, want %s", seed, step, what, addr, nodes, reached[addr])
+				}
+			}
+		}
+	}
+	if t.Logf("%d routes, %d of them with other attributes on some nodes", routes, differ); differ < 100 {
+		t.Error("nodes do not differ")
+	}
+}
+
 func named(name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Name: name, UID: types.UID(name), Generation: 1}
 }
@@ -162,7 +226,7 @@ func randomBgp(rng *rand.Rand, name string) *v1beta1.BGPAdvertisement {
 	ad := &v1beta1.BGPAdvertisement{ObjectMeta: named(name)}
 	ad.Spec.AddressTypes = []v1beta1.AddressType{v1beta1.AddressLoadBalancerIP}
 	ad.Spec.AggregationLength, ad.Spec.AggregationLengthV6 = new(int32(30+rng.IntN(3))), new(int32(128))
-	ad.Spec.NodeSelectors = zone(rng)
+	ad.Spec.NodeSelectors, ad.Spec.Weighted = zone(rng), rng.IntN(4) == 0
 	if rng.IntN(3) == 0 {
 		ad.Spec.Communities = []v1beta1.CommunityReference{[]v1beta1.CommunityReference{"64500:1", "undefined"}[rng.IntN(2)]}
 	}
@@ -202,7 +266,11 @@ func randomSlice(rng *rand.Rand, name string) *discoveryv1.EndpointSlice {
 	e := &discoveryv1.EndpointSlice{ObjectMeta: named(name), AddressType: discoveryv1.AddressTypeIPv4}
 	e.Namespace, e.Labels = "default", map[string]string{discoveryv1.LabelServiceName: name}
 	for range rng.IntN(3) {
-		e.Endpoints = append(e.Endpoints, discoveryv1.Endpoint{Addresses: []string{"10.244.0.1"}, NodeName: new(fmt.Sprintf("node%d", 1+rng.IntN(4)))})
+		is := discoveryv1.Endpoint{Addresses: []string{"10.244.0.1"}, NodeName: new(fmt.Sprintf("node%d", 1+rng.IntN(4)))}
+		if rng.IntN(3) == 0 {
+			is.Conditions = discoveryv1.EndpointConditions{Ready: new(false), Serving: new(true), Terminating: new(true)}
+		}
+		e.Endpoints = append(e.Endpoints, is)
 	}
 	return e
 }

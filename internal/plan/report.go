@@ -94,7 +94,7 @@ func (w *World) outcome(mayCome func(peer string) bool) Outcome {
 	up := Sessions(w.Speakers())
 	w.snap.Lock()
 	defer w.snap.Unlock()
-	return Of(w.snap, func(node, peer string) bool { return up(node, peer) || mayCome != nil && mayCome(peer) })
+	return Of(w.snap, &w.nodes, func(node, peer string) bool { return up(node, peer) || mayCome != nil && mayCome(peer) })
 }
 
 // peers are the usable BGPPeers, by name.

@@ -38,6 +38,7 @@ type World struct {
 	table   *ipam.Table
 	lan     *announce.View // see allocate.Plan
 	set     *pool.Set
+	nodes   Nodes // of its outcomes
 }
 
 // key is what an object is known by.
