@@ -59,10 +59,6 @@ generated: ## check that generated files are up to date
 unit: ## unit tests with the race detector; those of the network stack need root and make their own namespaces
 	go test -race -timeout 10m $$(go list ./... | grep -v -e /test/crd -e /test/e2e)
 
-.PHONY: screenshots
-screenshots: deps ## pictures of the page of kubectl clarion dashboard, by Chromium, into docs/images
-	go test -count=1 ./kubectl-clarion -run TestScreenshots -screenshots "$(CURDIR)/docs/images"
-
 .PHONY: crd
 crd: ## every rule of the CRDs and every manifest, against a real kube-apiserver
 	go test -count=1 -timeout 20m ./test/crd
@@ -132,6 +128,16 @@ lab-status: ## show what runs in the lab
 .PHONY: lab-down
 lab-down: ## take the lab down
 	@$(LAB) down
+
+##@ Documents
+
+.PHONY: docs
+docs: ## the documents as a web site, into dist/site; a link that leads nowhere is an error
+	go run ./docs/site -o dist/site
+
+.PHONY: screenshots
+screenshots: deps ## pictures of the page of kubectl clarion dashboard, by Chromium, into docs/images
+	go test -count=1 ./kubectl-clarion -run TestScreenshots -screenshots "$(CURDIR)/docs/images"
 
 ##@ Release
 
