@@ -53,11 +53,15 @@ func randomClaim(r *rand.Rand, name string, nodes int) announce.Claim {
 	for range r.IntN(4) {
 		ready[string(rune('a'+r.IntN(nodes)))]++
 	}
+	leaving := map[string]int{}
+	for range r.IntN(2) {
+		leaving[string(rune('a'+r.IntN(nodes)))]++
+	}
 	t := v1beta1.AddressLoadBalancerIP
 	if r.IntN(4) == 0 {
 		t = v1beta1.AddressExternalIP
 	}
-	return announce.Claim{Type: t, Service: &announce.Service{Namespace: "default", Name: name, LocalExternal: r.IntN(2) == 0, Endpoints4: announce.Endpoints{Ready: ready}}}
+	return announce.Claim{Type: t, Service: &announce.Service{Namespace: "default", Name: name, LocalExternal: r.IntN(2) == 0, Endpoints4: announce.Endpoints{Ready: ready, Terminating: leaving}}}
 }
 
 // say is a speaker that does what it should, and says so.

@@ -194,9 +194,9 @@ func (b *Book) key(a *address) (key string, nodes []string) {
 			continue
 		}
 		for _, c := range mine {
-			at := c.EndpointNodes(a.addr)
-			fmt.Fprintf(&k, " %s %s %v", c.Type, c.Service.Key(), at)
-			nodes = append(nodes, at...)
+			own := b.view.Own(a.addr, []announce.Claim{c}) // those whose endpoints all terminate announce it, too
+			fmt.Fprintf(&k, " %s %s %v %v", c.Type, c.Service.Key(), c.EndpointNodes(a.addr), own)
+			nodes = append(nodes, own...)
 		}
 	}
 	if everywhere {
